@@ -1,0 +1,2 @@
+//! The `immunise` binary.
+fn main() {}
