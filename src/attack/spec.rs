@@ -1,0 +1,146 @@
+//! The settings of one row of an attack suite, as recipes write them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::intervention::Positions;
+
+/// What kind of adversary a row is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttackKind {
+    /// A learned low-rank edit `h + W2ᵀ(W1−W2)h` of one block's input.
+    Noreft,
+    /// `h ± c·v`, `v` the difference of class means.
+    MeanDifference,
+    /// The refusal direction projected out everywhere.
+    Ablation,
+    /// Control: a random edit of the same norm.
+    Random,
+    /// Control: no edit at all.
+    Identity,
+}
+
+/// Whether the adversary saw the hardened weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Knowledge {
+    /// Fitted on the un-hardened base, applied to the hardened model.
+    Frozen,
+    /// Re-fitted on the hardened weights with fresh seeds.
+    Adaptive,
+}
+
+/// Which blocks a row or a stage acts on: `each`, or a list of 0-based indices and ranges such as `[0, "2-4"]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case", untagged)]
+pub enum Layers {
+    /// `each`: every block, one at a time.
+    #[default]
+    #[serde(with = "each")]
+    Each,
+    /// The listed blocks.
+    List(Vec<LayerItem>),
+}
+
+/// One entry of a layer list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
+pub enum LayerItem {
+    /// A block index.
+    Index(usize),
+    /// An inclusive range, `"2-4"`.
+    Range(String),
+}
+
+mod each {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str("each")
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
+        let text = String::deserialize(d)?;
+        if text == "each" { Ok(()) } else { Err(D::Error::custom(format!("expected `each`, got `{text}`"))) }
+    }
+}
+
+/// The grid that a searched, re-fitted learned edit is the worst case of (METHOD: knowledge `adaptive`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Search {
+    /// Step sizes tried.
+    pub learning_rates: Vec<f64>,
+    /// Also start from the edit fitted on the un-hardened base.
+    pub start_from_base: bool,
+    /// Target openings tried, by name; empty: the data's own mixture.
+    pub openings: Vec<String>,
+    /// Fresh initialisations tried for every setting.
+    pub seeds: usize,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Self { learning_rates: vec![1e-3, 4e-3, 1e-2, 3e-2], start_from_base: true, openings: vec![], seeds: 3 }
+    }
+}
+
+/// One row of a suite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttackSpec {
+    /// The adversary.
+    pub kind: AttackKind,
+    /// Blocks attacked, one cell each (`ablation` takes its direction there and acts everywhere).
+    #[serde(default)]
+    pub layers: Layers,
+    /// Where the edit acts.
+    #[serde(default)]
+    pub positions: Positions,
+    /// Frozen, adaptive or both.
+    #[serde(default = "both")]
+    pub knowledge: Vec<Knowledge>,
+    /// Rank of a learned edit.
+    #[serde(default = "two")]
+    pub rank: usize,
+    /// Pairs of request and affirmative answer that the adversary trains on (`mean-difference`, `ablation`: per class).
+    #[serde(default = "eighty")]
+    pub pairs: usize,
+    /// Optimiser steps; absent: the paper's schedule for this many pairs.
+    #[serde(default)]
+    pub steps: Option<usize>,
+    /// Pairs per step.
+    #[serde(default = "ten")]
+    pub batch: usize,
+    /// Peak step size, decayed linearly to zero.
+    #[serde(default = "paper_rate")]
+    pub learning_rate: f64,
+    /// Strengths swept by `mean-difference`, in multiples of the mean residual norm.
+    #[serde(default)]
+    pub coefficients: Vec<f64>,
+    /// Search of a learned edit over its own settings; the row is the worst case.
+    #[serde(default)]
+    pub search: Option<Search>,
+    /// Independent repetitions, each a cell.
+    #[serde(default = "one")]
+    pub seeds: usize,
+}
+
+fn both() -> Vec<Knowledge> {
+    vec![Knowledge::Frozen, Knowledge::Adaptive]
+}
+fn one() -> usize {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn ten() -> usize {
+    10
+}
+fn eighty() -> usize {
+    80
+}
+fn paper_rate() -> f64 {
+    4e-3
+}

@@ -1,0 +1,3 @@
+//! How the weights are changed so that interventions lose their effect. Never imports an attack.
+
+pub mod spec;

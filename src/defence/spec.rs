@@ -1,0 +1,102 @@
+//! The settings of defence stages, as recipes write them.
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of `et`, the block-local neutralisation of METHOD §1 with its intended mathematics, and of `et-faithful`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EtSpec {
+    /// Rank of the adapters on all seven matrices.
+    pub rank: usize,
+    /// Rank of the learned edit that each block is trained against.
+    pub attack_rank: usize,
+    /// Pairs that the learned edit is fitted on.
+    pub attack_pairs: usize,
+    /// Weight of the stability term on clean inputs.
+    pub lambda: f64,
+    /// Adam step size of the adapters.
+    pub learning_rate: f64,
+    /// Optimiser steps per block and round.
+    pub steps: usize,
+    /// Prompts per step.
+    pub batch: usize,
+    /// Hazard prompts whose block inputs are cached.
+    pub prompts: usize,
+    /// Benign, maths and copy dialogues among the anchors of the stability term.
+    pub anchors: usize,
+    /// Attack–train rounds per block at most.
+    pub rounds: usize,
+    /// Attack success below which a fresh re-attack counts as failed and the block as accepted.
+    pub accept_below: f64,
+    /// Drop a block's adapters when the last round's re-attack still succeeds.
+    pub revert: bool,
+}
+
+impl Default for EtSpec {
+    fn default() -> Self {
+        Self {
+            rank: 2,
+            attack_rank: 2,
+            attack_pairs: 80,
+            lambda: 0.01,
+            learning_rate: 3e-3,
+            steps: 150,
+            batch: 16,
+            prompts: 160,
+            anchors: 160,
+            rounds: 3,
+            accept_below: 0.5,
+            revert: false,
+        }
+    }
+}
+
+/// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
+/// keep being re-trained (METHOD §2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdversarialSpec {
+    /// Rank of the adapters; 0: full-rank deltas.
+    pub rank: usize,
+    /// Outer steps: one attacked block each.
+    pub steps: usize,
+    /// Adam step size of the adapters, decayed by a cosine to a tenth.
+    pub learning_rate: f64,
+    /// Gradient steps that a pool edit takes before each outer step.
+    pub inner_steps: usize,
+    /// Step sizes that pool edits use, one each, in turn.
+    pub inner_learning_rates: Vec<f64>,
+    /// Ranks of the pool's edits, in turn.
+    pub ranks: Vec<usize>,
+    /// Learned edits kept warm per block.
+    pub pool: usize,
+    /// Outer uses after which a pool edit is restarted.
+    pub restart_after: usize,
+    /// Hazards per inner and per outer batch.
+    pub batch: usize,
+    /// Anchors (benign, twins, maths, copying, clean refusals) per outer batch.
+    pub anchor_batch: usize,
+    /// Weight of the KL divergence to the original on anchors, per nat.
+    pub kl_weight: f64,
+    /// Openings whose answers the injected adversary aims for; empty: all. Attacks of a suite can use others.
+    pub openings: Vec<String>,
+}
+
+impl Default for AdversarialSpec {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            steps: 400,
+            learning_rate: 1e-3,
+            inner_steps: 4,
+            inner_learning_rates: vec![1e-2],
+            ranks: vec![2, 4, 8],
+            pool: 2,
+            restart_after: 12,
+            batch: 16,
+            anchor_batch: 24,
+            kl_weight: 4.0,
+            openings: vec![],
+        }
+    }
+}

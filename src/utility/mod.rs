@@ -1,0 +1,3 @@
+//! What hardening must not cost.
+
+pub mod spec;
