@@ -10,6 +10,7 @@ pub mod event;
 pub mod hub;
 pub mod intervention;
 pub mod judge;
+pub mod math;
 pub mod model;
 pub mod recipe;
 pub mod report;

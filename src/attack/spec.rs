@@ -31,15 +31,27 @@ pub enum Knowledge {
 }
 
 /// Which blocks a row or a stage acts on: `each`, or a list of 0-based indices and ranges such as `[0, "2-4"]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case", untagged)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
 pub enum Layers {
-    /// `each`: every block, one at a time.
-    #[default]
-    #[serde(with = "each")]
-    Each,
+    /// The word `each`: every block, one at a time.
+    Named(EveryLayer),
     /// The listed blocks.
     List(Vec<LayerItem>),
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self::Named(EveryLayer::Each)
+    }
+}
+
+/// The word for all blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EveryLayer {
+    /// `each`.
+    Each,
 }
 
 /// One entry of a layer list.
@@ -50,19 +62,6 @@ pub enum LayerItem {
     Index(usize),
     /// An inclusive range, `"2-4"`.
     Range(String),
-}
-
-mod each {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str("each")
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<(), D::Error> {
-        let text = String::deserialize(d)?;
-        if text == "each" { Ok(()) } else { Err(D::Error::custom(format!("expected `each`, got `{text}`"))) }
-    }
 }
 
 /// The grid that a searched, re-fitted learned edit is the worst case of (METHOD: knowledge `adaptive`).

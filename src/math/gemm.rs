@@ -1,0 +1,117 @@
+//! Matrix products on plain slices, through the `gemm` crate (AVX-512 where the CPU has it, chosen at run time).
+//!
+//! Inside a worker thread a product runs on that thread alone: attack cells and data shards are what is parallel then.
+//! Called from outside the pool it uses all workers. Either way every output element is summed in one fixed order.
+
+use gemm::Parallelism;
+
+/// A matrix view: element `(i, j)` lies at `i·row + j·col`.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    data: &'a [f32],
+    row: usize,
+    col: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows of `width` values, one after another.
+    pub fn rows(data: &'a [f32], width: usize) -> Self {
+        Self { data, row: width, col: 1 }
+    }
+
+    /// The transpose.
+    #[must_use]
+    pub fn t(self) -> Self {
+        Self { data: self.data, row: self.col, col: self.row }
+    }
+
+    fn fits(&self, rows: usize, cols: usize) -> bool {
+        rows == 0 || cols == 0 || (rows - 1) * self.row + (cols - 1) * self.col < self.data.len()
+    }
+}
+
+/// `out ← keep·out + scale·(a·b)` for `a: [m, k]`, `b: [k, n]`; `out`'s rows lie `out_row` apart.
+///
+/// # Panics
+/// When a view is smaller than its shape: an internal error, checked because the kernel works on raw pointers.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm(
+    (m, k, n): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    out: &mut [f32],
+    out_row: usize,
+    keep: f32,
+    scale: f32,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
+    assert!((m - 1) * out_row + n <= out.len(), "matrix product writes outside its result: {m}x{n}");
+    let parallelism = if rayon::current_thread_index().is_some() || m * k * n < 1 << 18 {
+        Parallelism::None
+    } else {
+        Parallelism::Rayon(0)
+    };
+    // SAFETY: the assertions above bound every address that the kernel reads or writes by the slices' lengths, `out` is
+    // a unique borrow, and f32 has no invalid bit patterns.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_row as isize,
+            keep != 0.0,
+            a.data.as_ptr(),
+            a.col as isize,
+            a.row as isize,
+            b.data.as_ptr(),
+            b.col as isize,
+            b.row as isize,
+            keep,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_with_transposes_and_accumulation_match_the_definition() {
+        let (m, k, n) = (5, 7, 3);
+        let a: Vec<f32> = (0..m * k).map(|i| (i as f32).sin()).collect();
+        let b: Vec<f32> = (0..n * k).map(|i| (i as f32).cos()).collect();
+        let mut out = vec![1.0; m * n];
+        gemm((m, k, n), View::rows(&a, k), View::rows(&b, k).t(), &mut out, n, 2.0, 0.5);
+        for i in 0..m {
+            for j in 0..n {
+                let exact: f32 = (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum();
+                assert!((out[i * n + j] - (2.0 + 0.5 * exact)).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        let (m, k, n) = (150, 90, 170);
+        let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+        let b: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.11).cos()).collect();
+        let run = || {
+            let mut out = vec![0.0; m * n];
+            gemm((m, k, n), View::rows(&a, k), View::rows(&b, n), &mut out, n, 0.0, 1.0);
+            out
+        };
+        let outside = run();
+        let inside = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run);
+        assert_eq!(outside, inside);
+    }
+}
