@@ -1,3 +1,44 @@
 //! How an adversary finds an intervention. Never imports a defence, a judge or a utility task.
+//!
+//! An attack sees a frozen decoder and the attacker's own data (requests with the affirmative answers it aims for, and
+//! harmless requests), and returns an [`Edit`]. Whether that edit works is for the judges to say.
 
+pub mod control;
+pub mod direction;
+pub mod learned;
 pub mod spec;
+
+use crate::intervention::Edit;
+
+/// A request with the answer that the attacker wants, in token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The whole prompt, chat template included.
+    pub prompt: Vec<u32>,
+    /// The affirmative answer, without the token that ends a turn.
+    pub target: Vec<u32>,
+    /// Name of the answer's opening, if the data names it.
+    pub opening: Option<String>,
+}
+
+/// What the attacker has to work with.
+#[derive(Debug, Clone, Default)]
+pub struct AttackData {
+    /// Hazardous requests with affirmative answers.
+    pub pairs: Vec<Pair>,
+    /// Harmless requests, for class means.
+    pub harmless: Vec<Vec<u32>>,
+    /// Id that fills padding.
+    pub pad: u32,
+}
+
+/// An intervention that an attack found, and what finding it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The intervention.
+    pub edit: Edit,
+    /// Sequences run forward and backward.
+    pub gradient_evaluations: usize,
+    /// The attacker's own training loss at the end, nats per token, where there is one.
+    pub loss: Option<f64>,
+}

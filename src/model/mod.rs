@@ -1,1 +1,29 @@
-//! (to be written)
+//! One differentiable decoder for many families: what a model computes, and where it can be watched or edited.
+//!
+//! The operations carry their own backward passes (see `linear`, `attention`, `norm`, `mlp`, `rope`, `loss`); candle's
+//! fused ones have none and falsify gradients silently. Every fused form has a plain twin made of candle's differentiable
+//! operations, which accelerators run and tests compare with.
+
+pub mod attention;
+pub mod batch;
+pub mod block;
+pub mod blueprint;
+pub mod decoder;
+pub mod families;
+pub mod generate;
+pub mod hooks;
+mod kernel;
+pub mod kv_cache;
+pub mod linear;
+pub mod loss;
+pub mod mlp;
+pub mod norm;
+pub mod optimiser;
+pub mod rope;
+pub mod site;
+
+pub use batch::TokenBatch;
+pub use blueprint::{Blueprint, Module};
+pub use decoder::Decoder;
+pub use hooks::{Hooks, Intervention};
+pub use site::{Point, Site};

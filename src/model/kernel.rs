@@ -1,0 +1,102 @@
+//! What the fused operations share: slices out of tensors, rows over threads, vector instructions by run-time choice.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Error, Layout, Storage, Tensor};
+use rayon::prelude::*;
+
+/// Rows below this many values are not worth handing to other threads.
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// The contiguous f32 values of a custom operation's argument.
+pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| Error::Msg(format!("expected a contiguous argument, got layout {layout:?}")))?;
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// A tensor made contiguous, whose values can be borrowed while it lives.
+pub(super) struct Flat(Tensor);
+
+/// A borrow of a CPU tensor's values.
+pub(super) struct Values<'a> {
+    guard: Box<dyn Deref<Target = Storage> + 'a>,
+    range: (usize, usize),
+}
+
+pub(super) fn flat(tensor: &Tensor) -> candle_core::Result<Flat> {
+    Ok(Flat(tensor.detach().contiguous()?))
+}
+
+impl Flat {
+    pub(super) fn values(&self) -> candle_core::Result<Values<'_>> {
+        let (guard, layout) = self.0.storage_and_layout();
+        let range = layout.contiguous_offsets().ok_or_else(|| Error::Msg("expected a contiguous tensor".into()))?;
+        match &*guard {
+            Storage::Cpu(CpuStorage::F32(_)) => Ok(Values { guard: Box::new(guard), range }),
+            _ => Err(Error::Msg(format!("expected f32 values on the CPU, got {:?}", self.0.dtype()))),
+        }
+    }
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &**self.guard {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.0..self.range.1],
+            _ => &[], // `values` has checked the storage
+        }
+    }
+}
+
+/// A detached tensor of `values` with the shape and device of `like`.
+pub(super) fn tensor_like(values: Vec<f32>, like: &Tensor) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(values, like.shape(), like.device())
+}
+
+/// Calls `work(row, values)` for every row of `width` values, on all workers when called from outside the pool and the
+/// work is large enough, with the widest vector instructions of this CPU.
+pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    let arch = pulp::Arch::new();
+    if rayon::current_thread_index().is_some() || out.len() < PARALLEL_FROM {
+        arch.dispatch(
+            #[inline(always)]
+            || out.chunks_exact_mut(width).enumerate().for_each(|(row, values)| work(row, values)),
+        );
+        return;
+    }
+    let rows = (PARALLEL_FROM / 4).div_ceil(width);
+    out.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, values)| {
+        arch.dispatch(
+            #[inline(always)]
+            || values.chunks_exact_mut(width).enumerate().for_each(|(row, v)| work(chunk * rows + row, v)),
+        );
+    });
+}
+
+/// Runs `work(index)` for every index below `n`, on all workers when called from outside the pool and `cost` (values
+/// touched) makes it worth it, and returns the results in order.
+pub(super) fn for_indices<T: Send>(n: usize, cost: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let arch = pulp::Arch::new();
+    if rayon::current_thread_index().is_some() || cost < PARALLEL_FROM {
+        return (0..n)
+            .map(|i| {
+                arch.dispatch(
+                    #[inline(always)]
+                    || work(i),
+                )
+            })
+            .collect();
+    }
+    (0..n)
+        .into_par_iter()
+        .map(|i| {
+            arch.dispatch(
+                #[inline(always)]
+                || work(i),
+            )
+        })
+        .collect()
+}

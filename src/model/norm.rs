@@ -1,0 +1,103 @@
+//! RMSNorm with a backward pass of its own: one pass over the row instead of seven tensors.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+
+use super::kernel::{contiguous, flat, for_rows, tensor_like};
+use crate::Result;
+use crate::math::float::dot;
+
+/// `x / rms(x) · gain`, `rms(x) = sqrt(mean(x²) + eps)` over the last dimension.
+///
+/// *Shapes*: `x` `[…, d]`, `gain` `[d]`, f32. Differentiable in `x`, and in `gain` where it is a variable.
+///
+/// # Errors
+/// When shapes disagree.
+pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        return Ok(x.contiguous()?.apply_op2(gain, RmsNorm { eps: eps as f32 })?);
+    }
+    rms_norm_plain(x, gain, eps)
+}
+
+/// The same from candle's own differentiable operations: what accelerators run and what the fused form is tested against.
+///
+/// # Errors
+/// When shapes disagree.
+pub fn rms_norm_plain(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+    let mean = x.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
+    Ok(x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(gain)?)
+}
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        gain: &CpuStorage,
+        gain_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (x, gain) = (contiguous(x, x_layout)?, contiguous(gain, gain_layout)?);
+        let d = gain.len();
+        let mut out = vec![0.0; x.len()];
+        for_rows(&mut out, d, |row, out| {
+            let x = &x[row * d..][..d];
+            let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+            for i in 0..d {
+                out[i] = x[i] * inverse * gain[i];
+            }
+        });
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        // y = x·s·g, s = (mean x² + eps)^(-1/2):  dx = s·(g∘dy) − x·s³·⟨x, g∘dy⟩/d,  dg = Σ dy·x·s.
+        let (xs, gains, grads) = (flat(x)?, flat(gain)?, flat(grad)?);
+        let (xs, gains, grads) = (xs.values()?, gains.values()?, grads.values()?);
+        let (xs, gains, grads): (&[f32], &[f32], &[f32]) = (&xs, &gains, &grads);
+        let d = gains.len();
+        let dx = if x.track_op() {
+            let mut dx = vec![0.0; xs.len()];
+            for_rows(&mut dx, d, |row, out| {
+                let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
+                for i in 0..d {
+                    out[i] = dy[i] * gains[i];
+                }
+                let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                let pull = dot(x, out) * inverse * inverse * inverse / d as f32;
+                for i in 0..d {
+                    out[i] = out[i] * inverse - x[i] * pull;
+                }
+            });
+            Some(tensor_like(dx, x)?)
+        } else {
+            None
+        };
+        let dgain = if gain.track_op() {
+            let mut dgain = vec![0.0; d];
+            for (x, dy) in xs.chunks_exact(d).zip(grads.chunks_exact(d)) {
+                let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                for i in 0..d {
+                    dgain[i] += dy[i] * x[i] * inverse;
+                }
+            }
+            Some(tensor_like(dgain, gain)?)
+        } else {
+            None
+        };
+        Ok((dx, dgain))
+    }
+}

@@ -1,0 +1,224 @@
+//! AdamW on a list of variables, and gradients summed over shards of a batch.
+//!
+//! One fused pass per variable on the CPU; state and weights are f32 whatever the checkpoint stores, because steps of
+//! 1e-4 vanish in bf16.
+
+use candle_core::{CpuStorage, Storage, Tensor, Var};
+use rayon::prelude::*;
+
+use super::kernel::flat;
+use crate::Result;
+
+/// Gradients in the order of a variable list; `None` where the loss does not depend on the variable.
+pub type Gradients = Vec<Option<Tensor>>;
+
+/// Gradients of the sum of `losses(shard)` over all shards with respect to `vars`, and each shard's loss.
+///
+/// Shards run in parallel and are added in their order, so the result does not depend on the number of threads.
+///
+/// # Errors
+/// Those of `losses`.
+pub fn sharded_gradients(
+    vars: &[Var],
+    shards: usize,
+    losses: impl Fn(usize) -> Result<Tensor> + Sync,
+) -> Result<(Gradients, Vec<f64>)> {
+    let parts: Vec<(Gradients, f64)> = (0..shards)
+        .into_par_iter()
+        .map(|shard| {
+            let loss = losses(shard)?;
+            let store = loss.backward()?;
+            let gradients = vars.iter().map(|var| store.get(var).cloned()).collect();
+            Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
+        })
+        .collect::<Result<_>>()?;
+    let mut total: Gradients = vec![None; vars.len()];
+    let mut values = Vec::with_capacity(shards);
+    for (gradients, value) in parts {
+        values.push(value);
+        for (sum, gradient) in total.iter_mut().zip(gradients) {
+            *sum = match (sum.take(), gradient) {
+                (Some(sum), Some(gradient)) => Some((sum + gradient)?),
+                (sum, gradient) => sum.or(gradient),
+            };
+        }
+    }
+    Ok((total, values))
+}
+
+/// Settings of [`AdamW`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamSettings {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay per step and unit of step size.
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient; longer ones are scaled down.
+    pub clip: Option<f64>,
+}
+
+impl Default for AdamSettings {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, clip: None }
+    }
+}
+
+/// The AdamW optimiser.
+#[derive(Debug)]
+pub struct AdamW {
+    vars: Vec<Var>,
+    moments: Vec<Option<(Tensor, Tensor)>>,
+    settings: AdamSettings,
+    step: i32,
+}
+
+impl AdamW {
+    /// Zero moments for `vars`.
+    pub fn new(vars: Vec<Var>, settings: AdamSettings) -> Self {
+        let moments = vec![None; vars.len()];
+        Self { vars, moments, settings, step: 0 }
+    }
+
+    /// The variables, in gradient order.
+    pub fn vars(&self) -> &[Var] {
+        &self.vars
+    }
+
+    /// One step of size `rate` along `gradients`; returns the gradient's norm before clipping.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn step(&mut self, gradients: &Gradients, rate: f64) -> Result<f64> {
+        let mut squares = 0.0;
+        for gradient in gradients.iter().flatten() {
+            squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        }
+        let norm = squares.sqrt();
+        if !norm.is_finite() {
+            // A step along it would destroy every weight; skipping one batch costs nothing.
+            return Ok(norm);
+        }
+        let factor = self.settings.clip.filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
+        self.step += 1;
+        let AdamSettings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let corrected = rate / (1.0 - beta1.powi(self.step));
+        let scale = 1.0 / (1.0 - beta2.powi(self.step)).sqrt();
+        for ((var, moments), gradient) in self.vars.iter().zip(&mut self.moments).zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let (m, v) = match moments.take() {
+                Some(moments) => moments,
+                None => (gradient.zeros_like()?, gradient.zeros_like()?),
+            };
+            let decay = 1.0 - rate * weight_decay;
+            *moments = Some(if gradient.device().is_cpu() {
+                let update = Update {
+                    beta1: beta1 as f32,
+                    beta2: beta2 as f32,
+                    epsilon: epsilon as f32,
+                    factor: factor as f32,
+                    rate: corrected as f32,
+                    scale: scale as f32,
+                    decay: decay as f32,
+                };
+                update.apply(var, gradient, &m, &v)?
+            } else {
+                let gradient = (gradient * factor)?;
+                let m = ((m * beta1)? + (&gradient * (1.0 - beta1))?)?;
+                let v = ((v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+                let step = ((&m * corrected)? / ((v.sqrt()? * scale)? + epsilon)?)?;
+                var.set(&((var.as_tensor().detach() * decay)? - step)?)?;
+                (m, v)
+            });
+        }
+        Ok(norm)
+    }
+}
+
+struct Update {
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    factor: f32,
+    rate: f32,
+    scale: f32,
+    decay: f32,
+}
+
+impl Update {
+    fn apply(&self, var: &Var, gradient: &Tensor, m: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (fg, fm, fv) = (flat(gradient)?, flat(m)?, flat(v)?);
+        let (gs, ms, vs) = (fg.values()?, fm.values()?, fv.values()?);
+        let mut weights = flat(&var.as_tensor().copy()?)?.values()?.to_vec();
+        let (mut next_m, mut next_v) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for i in 0..weights.len() {
+                    let g = gs[i] * self.factor;
+                    next_m[i] = ms[i] * self.beta1 + g * (1.0 - self.beta1);
+                    next_v[i] = vs[i] * self.beta2 + g * g * (1.0 - self.beta2);
+                    let step = self.rate * next_m[i] / (next_v[i].sqrt() * self.scale + self.epsilon);
+                    weights[i] = weights[i] * self.decay - step;
+                }
+            },
+        );
+        let shape = var.shape();
+        var.set(&Tensor::from_vec(weights, shape, var.device())?)?;
+        Ok((Tensor::from_vec(next_m, shape, var.device())?, Tensor::from_vec(next_v, shape, var.device())?))
+    }
+}
+
+/// Values of a CPU variable, row-major; of another device, copied from it.
+///
+/// # Errors
+/// When the copy fails.
+pub fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
+    let tensor = tensor.detach().contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        return Ok(values[start..end].to_vec());
+    }
+    drop(storage);
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn adam_finds_the_minimum_of_a_parabola_and_clipping_bounds_the_step() {
+        let x = Var::new(&[3.0_f32, -2.0], &Device::Cpu).unwrap();
+        let mut adam = AdamW::new(vec![x.clone()], AdamSettings { clip: Some(1.0), ..AdamSettings::default() });
+        for step in 0..400 {
+            let (gradients, _) = sharded_gradients(adam.vars(), 2, |_| Ok(x.as_tensor().sqr()?.sum_all()?)).unwrap();
+            adam.step(&gradients, 0.1 * (1.0 - step as f64 / 400.0)).unwrap();
+        }
+        let found = x.as_tensor().to_vec1::<f32>().unwrap();
+        assert!(found.iter().all(|v| v.abs() < 1e-2), "{found:?}");
+    }
+
+    #[test]
+    fn the_fused_update_equals_candle_nn() {
+        use candle_nn::optim::{AdamW as Reference, Optimizer as _, ParamsAdamW};
+        let start = [0.5_f32, -1.5, 2.0];
+        let (ours, theirs) = (Var::new(&start, &Device::Cpu).unwrap(), Var::new(&start, &Device::Cpu).unwrap());
+        let settings = AdamSettings { weight_decay: 0.1, ..AdamSettings::default() };
+        let mut adam = AdamW::new(vec![ours.clone()], settings);
+        let params = ParamsAdamW { lr: 0.05, weight_decay: 0.1, ..ParamsAdamW::default() };
+        let mut reference = Reference::new(vec![theirs.clone()], params).unwrap();
+        for _ in 0..20 {
+            let loss = |v: &Var| v.as_tensor().sin().unwrap().sum_all().unwrap();
+            let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| Ok(loss(&ours))).unwrap();
+            adam.step(&gradients, 0.05).unwrap();
+            reference.backward_step(&loss(&theirs)).unwrap();
+        }
+        let (a, b) = (ours.as_tensor().to_vec1::<f32>().unwrap(), theirs.as_tensor().to_vec1::<f32>().unwrap());
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+    }
+}
