@@ -1,1 +1,16 @@
-//! (to be written)
+//! A model on disk in Hugging Face layout: lazy, atomic, byte-preserving.
+//!
+//! Owns what a folder must look like to be a checkpoint, where each tensor's bytes are, and how a changed copy is
+//! written. It knows nothing of what the tensors mean: the blueprint of a family asks for names and shapes. Tensors are
+//! never re-serialised, because that re-orders them; a patch keeps each header and rewrites data in place.
+
+pub mod config;
+pub mod files;
+pub mod header;
+pub mod index;
+pub mod reader;
+
+pub use config::Config;
+pub use files::Digest;
+pub use reader::{Checkpoint, TensorInfo};
+pub use safetensors::Dtype;

@@ -1,0 +1,159 @@
+//! The files of a checkpoint's folder: which ones count, and their digests.
+//!
+//! Links are followed to files only, and only where the hub's cache or the folder itself is the target: whatever is
+//! listed here is copied, signed and published, so a link in a downloaded folder must not reach other files of the
+//! machine.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{Error, Result};
+
+/// Bytes hashed per read.
+const BUFFER: usize = 1 << 20;
+
+/// A SHA-256, written as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// Hashes bytes in memory.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Hashes a file, reading it in pieces.
+    ///
+    /// *Errors*: [`Error::Io`].
+    pub fn of_file(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(Self(hasher.finalize().into())),
+                Ok(n) => hasher.update(&buffer[..n]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io(path, error)),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let wrong =
+            || serde::de::Error::custom(format_args!("expected 64 lower-case hexadecimal digits, got {text:?}"));
+        if text.len() != 64 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(wrong());
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().as_chunks::<2>().0) {
+            let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+/// Lists the regular files under `dir`, relative with `/` separators, sorted by code point. `.git*` at the root is left
+/// out.
+///
+/// *Errors*: [`Error::Input`] for a broken link, a link to a folder or out of the folder and the hub's cache, a special
+/// file or a name that is not UTF-8; [`Error::Io`] when a folder cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<String>> {
+    let allowed = Allowed::of(dir)?;
+    let mut files = Vec::new();
+    walk(dir, "", &allowed, &mut files)?;
+    files.sort();
+    Ok(files)
+}
+
+/// Hashes the named files of `dir`, several at a time.
+///
+/// *Errors*: [`Error::Io`] when one cannot be read.
+pub fn digests(dir: &Path, files: &[String]) -> Result<BTreeMap<String, Digest>> {
+    files.par_iter().map(|file| Ok((file.clone(), Digest::of_file(&dir.join(file))?))).collect()
+}
+
+/// Folders that a link may lead to.
+struct Allowed(Vec<PathBuf>);
+
+impl Allowed {
+    /// The folder itself, and `blobs` when it is a snapshot (`models--…/snapshots/<commit>`) of the hub's cache.
+    fn of(dir: &Path) -> Result<Self> {
+        let real = fs::canonicalize(dir).map_err(|error| Error::io(dir, error))?;
+        let mut roots = vec![real.clone()];
+        if let Some(snapshots) = real.parent().filter(|parent| parent.ends_with("snapshots"))
+            && let Ok(blobs) = fs::canonicalize(snapshots.with_file_name("blobs"))
+        {
+            roots.push(blobs);
+        }
+        Ok(Self(roots))
+    }
+}
+
+fn walk(dir: &Path, prefix: &str, allowed: &Allowed, files: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(|error| Error::io(dir, error))? {
+        let entry = entry.map_err(|error| Error::io(dir, error))?;
+        let path = entry.path();
+        let name = entry.file_name();
+        let name = name.to_str().ok_or_else(|| Error::file(&path, "expected a file name in UTF-8"))?;
+        if prefix.is_empty() && name.starts_with(".git") {
+            continue;
+        }
+        let relative = format!("{prefix}{name}");
+        let kind = entry.file_type().map_err(|error| Error::io(&path, error))?;
+        if kind.is_dir() {
+            walk(&path, &format!("{relative}/"), allowed, files)?;
+        } else if kind.is_file() {
+            files.push(relative);
+        } else if kind.is_symlink() {
+            check_link(&path, allowed)?;
+            files.push(relative);
+        } else {
+            return Err(Error::file(&path, "expected a regular file"));
+        }
+    }
+    Ok(())
+}
+
+fn check_link(path: &Path, allowed: &Allowed) -> Result<()> {
+    let target = fs::canonicalize(path)
+        .map_err(|_| Error::file(path, "expected a file, got a broken link").hint("the download is incomplete"))?;
+    if !target.is_file() {
+        return Err(Error::file(path, "expected a file, got a link to something else"));
+    }
+    if !allowed.0.iter().any(|root| target.starts_with(root)) {
+        return Err(Error::file(path, format!("expected a link inside the folder, got one to {}", target.display()))
+            .hint("what is listed here is published; put a copy of the file in the folder if it belongs there"));
+    }
+    Ok(())
+}
