@@ -1,0 +1,1 @@
+//! The dialogue world of the bundled model (to be written).
