@@ -1,1 +1,115 @@
-//! (to be written)
+//! Signs a model folder and verifies one: OpenSSF Model Signing v1.0, key method, interoperable with the reference
+//! implementation (`model-signing` on PyPI) in both directions.
+//!
+//! Owned here: manifests, envelopes, bundles, keys, attestations. Not owned: whether a model deserves a signature (the
+//! pipeline decides that, and signs last) and what its files mean. Only the key method and whole-file SHA-256 are
+//! spoken; keyless signing needs the network, and the reference verifier cannot check anything finer than files.
+//!
+//! Whatever fails while a signature is verified is [`Error::Signature`], exit code 4, named after the differing file, or
+//! `model.sig` when the signature itself is at fault. A folder without a signature fails the same way: removing the
+//! signature must not be the way around it.
+
+pub mod attestation;
+pub mod bundle;
+pub mod digest;
+pub mod dsse;
+pub mod folder;
+pub mod key;
+pub mod manifest;
+mod pem;
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+pub use bundle::Bundle;
+pub use digest::Digest;
+pub use key::{SigningKey, VerifyingKey};
+pub use manifest::{Manifest, Resource, SIGNATURE_FILE};
+
+use crate::error::{Error, Result};
+
+/// A signature file larger than this is something else: 64 MiB, some 300,000 files.
+const MAX_SIGNATURE_FILE: u64 = 64 << 20;
+
+/// Signs every file in `dir` under the folder's name and writes `dir/model.sig`; an older signature is replaced.
+///
+/// *Errors* as [`Manifest::of_folder`], and [`Error::Io`] when the signature cannot be written; then nothing changed.
+///
+/// *Example*
+/// ```
+/// use immunise::sign::{SigningKey, sign_folder, verify_folder};
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let dir = dir.path();
+/// std::fs::write(dir.join("config.json"), "{}").unwrap();
+/// let key = SigningKey::generate()?;
+/// let manifest = sign_folder(dir, &key)?;
+/// assert_eq!(verify_folder(dir, &key.verifying_key())?, manifest);
+///
+/// std::fs::write(dir.join("config.json"), "{ }").unwrap();
+/// assert_eq!(verify_folder(dir, &key.verifying_key()).unwrap_err().exit_code(), 4);
+/// # Ok::<(), immunise::Error>(())
+/// ```
+pub fn sign_folder(dir: &Path, key: &SigningKey) -> Result<Manifest> {
+    sign(dir, Manifest::of_folder(dir)?, key)
+}
+
+/// Signs every file in `dir` under `name`: for a folder that is still in its temporary place, whose own name would
+/// make every signature different.
+///
+/// *Errors* as [`sign_folder`].
+pub fn sign_folder_as(dir: &Path, name: &str, key: &SigningKey) -> Result<Manifest> {
+    sign(dir, Manifest::of_folder_as(dir, name)?, key)
+}
+
+fn sign(dir: &Path, manifest: Manifest, key: &SigningKey) -> Result<Manifest> {
+    let bundle = Bundle::sign(manifest.to_statement(), key);
+    write_atomically(&dir.join(SIGNATURE_FILE), bundle.to_json().as_bytes())?;
+    Ok(manifest)
+}
+
+/// Verifies `dir/model.sig` with `key`, then that the files in `dir` are exactly the signed ones.
+///
+/// *Errors* [`Error::Signature`] for a missing or invalid signature, or as [`Manifest::check_folder`]; [`Error::Io`]
+/// when something cannot be read.
+pub fn verify_folder(dir: &Path, key: &VerifyingKey) -> Result<Manifest> {
+    let bundle = Bundle::parse(&read_signature(dir)?)?;
+    let manifest = Manifest::from_statement(bundle.verify(key)?)?;
+    manifest.check_folder(dir)?;
+    Ok(manifest)
+}
+
+fn read_signature(dir: &Path) -> Result<Vec<u8>> {
+    let path = dir.join(SIGNATURE_FILE);
+    let failed = |problem: String| Error::signature(SIGNATURE_FILE, problem);
+    fs::read_dir(dir).map_err(|source| Error::io(dir, source))?;
+    let metadata = match fs::symlink_metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(failed(format!("expected a signature in {}, got none", dir.display())));
+        }
+        Err(source) => return Err(Error::io(path, source)),
+    };
+    if !metadata.is_file() {
+        return Err(failed("expected a regular file, got a link or a folder".into()));
+    }
+    if metadata.len() > MAX_SIGNATURE_FILE {
+        return Err(failed(format!("expected at most {MAX_SIGNATURE_FILE} bytes, got {}", metadata.len())));
+    }
+    fs::read(&path).map_err(|source| Error::io(path, source))
+}
+
+/// Writes a file under a temporary name beside its place and renames it, so that a reader sees the old file or the
+/// new one. Missing folders are made; the permissions are those of any new file, where a temporary file's own would
+/// leave it readable by nobody else.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = |source| Error::io(path, source);
+    let folder = path.parent().ok_or_else(|| Error::file(path, "expected a file name, got a root folder"))?;
+    fs::create_dir_all(folder).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(".immunise-").tempfile_in(folder).map_err(failed)?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map(drop).map_err(|error| failed(error.error))
+}

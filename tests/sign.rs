@@ -1,0 +1,551 @@
+//! Signing a model folder and verifying one, against signatures and keys that something else made (fixtures/oms) and
+//! against every way of tampering with a signed folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use immunise::Error;
+use immunise::sign::attestation::{self, Evidence, Material, Outcome};
+use immunise::sign::{
+    Digest, Manifest, Resource, SigningKey, VerifyingKey, sign_folder, sign_folder_as, verify_folder,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const CURVES: [&str; 3] = ["p256", "p384", "p521"];
+const PASSPHRASE: &str = "correct horse";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oms").join(name)
+}
+
+fn key(name: &str) -> SigningKey {
+    SigningKey::read(&fixture("keys").join(name), None).unwrap()
+}
+
+/// A copy of fixtures/oms/model, in a folder of that name.
+struct Model {
+    _parent: TempDir,
+    dir: PathBuf,
+}
+
+impl Model {
+    fn unsigned() -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("model");
+        fs::create_dir_all(dir.join("a")).unwrap();
+        for name in ["README.md", "a.txt", "a/b", "config.json", "model.safetensors"] {
+            fs::copy(fixture("model").join(name), dir.join(name)).unwrap();
+        }
+        Self { _parent: parent, dir }
+    }
+
+    fn signed() -> Self {
+        let model = Self::unsigned();
+        sign_folder(&model.dir, &key("p256.pem")).unwrap();
+        model
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn verify(&self) -> Result<Manifest, Error> {
+        verify_folder(&self.dir, &key("p256.pem").verifying_key())
+    }
+
+    /// What verification says, after checking that it fails with exit code 4 and names `subject`.
+    #[track_caller]
+    fn refused(&self, subject: &str) -> String {
+        let error = self.verify().expect_err("the folder verified");
+        assert_eq!(error.exit_code(), 4, "{error}");
+        assert!(matches!(&error, Error::Signature { subject: named, .. } if named == subject), "{error}");
+        error.to_string()
+    }
+
+    fn bundle(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.path("model.sig")).unwrap()).unwrap()
+    }
+
+    fn edit_bundle(&self, edit: impl FnOnce(&mut Value)) {
+        let mut bundle = self.bundle();
+        edit(&mut bundle);
+        fs::write(self.path("model.sig"), bundle.to_string()).unwrap();
+    }
+
+    fn edit_payload(bundle: &mut Value, edit: impl FnOnce(&mut Value)) {
+        let payload = &mut bundle["dsseEnvelope"]["payload"];
+        let mut statement = serde_json::from_slice(&STANDARD.decode(payload.as_str().unwrap()).unwrap()).unwrap();
+        edit(&mut statement);
+        *payload = json!(STANDARD.encode(statement.to_string()));
+    }
+
+    /// Replaces the signature by one that holds, made with the right key over an edited statement.
+    fn resign(&self, edit: impl FnOnce(&mut Value)) {
+        self.edit_bundle(|bundle| {
+            Self::edit_payload(bundle, edit);
+            let payload = STANDARD.decode(bundle["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap();
+            let signature = key("p256.pem").sign(&immunise::sign::dsse::pae("application/vnd.in-toto+json", &payload));
+            bundle["dsseEnvelope"]["signatures"][0]["sig"] = json!(STANDARD.encode(signature));
+        });
+    }
+}
+
+// Known answers and round trips.
+
+#[test]
+fn signatures_are_byte_for_byte_the_known_ones() {
+    for curve in CURVES {
+        let model = Model::unsigned();
+        sign_folder(&model.dir, &key(&format!("{curve}.pem"))).unwrap();
+        let expected = fs::read_to_string(fixture("known").join(format!("{curve}.sig"))).unwrap();
+        assert_eq!(fs::read_to_string(model.path("model.sig")).unwrap(), expected, "{curve}");
+    }
+}
+
+#[test]
+fn every_form_of_a_key_signs_alike() {
+    for curve in CURVES {
+        let plain = key(&format!("{curve}.pem"));
+        let sec1 = key(&format!("{curve}.sec1.pem"));
+        let encrypted = fixture("keys").join(format!("{curve}.encrypted.pem"));
+        let encrypted = SigningKey::read(&encrypted, Some(PASSPHRASE)).unwrap();
+        let expected = plain.sign(b"sample");
+        assert_eq!(sec1.sign(b"sample"), expected, "{curve}");
+        assert_eq!(encrypted.sign(b"sample"), expected, "{curve}");
+
+        let public = VerifyingKey::read(&fixture("keys").join(format!("{curve}.pub.pem"))).unwrap();
+        assert_eq!(public, plain.verifying_key());
+        assert!(public.verify(b"sample", &expected) && !public.verify(b"Sample", &expected));
+        // The hint is what sha256sum says of OpenSSL's file.
+        let text = fs::read(fixture("keys").join(format!("{curve}.pub.pem"))).unwrap();
+        assert_eq!(public.hint(), Digest::of_bytes(&text).to_string());
+        assert_eq!(public.to_spki_pem().as_bytes(), text);
+    }
+}
+
+#[test]
+fn folders_signed_by_the_reference_implementation_verify() {
+    for curve in CURVES {
+        let model = Model::unsigned();
+        fs::copy(fixture("reference").join(format!("{curve}.sig")), model.path("model.sig")).unwrap();
+        let manifest = verify_folder(&model.dir, &key(&format!("{curve}.pem")).verifying_key()).unwrap();
+        let names: Vec<_> = manifest.resources().iter().map(|resource| resource.name.as_str()).collect();
+        // By path, not by code point: the order that was signed is kept.
+        assert_eq!(names, ["README.md", "a/b", "a.txt", "config.json", "model.safetensors"]);
+    }
+}
+
+#[test]
+fn signing_twice_gives_the_same_bytes_and_ignores_the_older_signature() {
+    let model = Model::signed();
+    let first = fs::read(model.path("model.sig")).unwrap();
+    let manifest = sign_folder(&model.dir, &key("p256.pem")).unwrap();
+    assert_eq!(fs::read(model.path("model.sig")).unwrap(), first);
+    assert_eq!(model.verify().unwrap(), manifest);
+    assert_eq!(manifest.name(), "model");
+}
+
+#[test]
+fn a_folder_can_be_signed_under_the_name_that_it_will_have() {
+    let (model, other) = (Model::signed(), Model::unsigned());
+    let elsewhere = other.dir.with_file_name(".tmp-8271");
+    fs::rename(&other.dir, &elsewhere).unwrap();
+    sign_folder_as(&elsewhere, "model", &key("p256.pem")).unwrap();
+    assert_eq!(fs::read(elsewhere.join("model.sig")).unwrap(), fs::read(model.path("model.sig")).unwrap());
+}
+
+#[test]
+fn a_renamed_folder_still_verifies() {
+    let model = Model::signed();
+    let elsewhere = model.dir.with_file_name("copy");
+    fs::rename(&model.dir, &elsewhere).unwrap();
+    verify_folder(&elsewhere, &key("p256.pem").verifying_key()).unwrap();
+}
+
+#[test]
+fn git_s_own_files_are_left_out_in_the_root_only() {
+    let model = Model::signed();
+    fs::create_dir(model.path(".git")).unwrap();
+    fs::write(model.path(".git/HEAD"), "ref").unwrap();
+    fs::write(model.path(".gitattributes"), "*.safetensors filter=lfs").unwrap();
+    model.verify().unwrap();
+
+    fs::write(model.path("a/.gitattributes"), "").unwrap();
+    assert!(model.refused("a/.gitattributes").contains("not signed"));
+}
+
+#[cfg(unix)]
+#[test]
+fn the_signature_is_as_readable_as_any_file_and_leaves_nothing_beside_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let model = Model::signed();
+    let mode = |name: &str| {
+        fs::write(model.path("plain"), "").unwrap();
+        fs::metadata(model.path(name)).unwrap().permissions().mode()
+    };
+    assert_eq!(mode("model.sig"), mode("plain"));
+    let mut names: Vec<_> = fs::read_dir(&model.dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["README.md", "a", "a.txt", "config.json", "model.safetensors", "model.sig", "plain"]);
+}
+
+// Folders that cannot be signed.
+
+#[test]
+fn an_empty_folder_is_not_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    fs::write(dir.path().join(".gitignore"), "").unwrap();
+    let error = sign_folder(dir.path(), &key("p256.pem")).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(!dir.path().join("model.sig").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_with_a_link_is_not_signed() {
+    let model = Model::unsigned();
+    std::os::unix::fs::symlink("config.json", model.path("a/link")).unwrap();
+    let error = sign_folder(&model.dir, &key("p256.pem")).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("a/link: expected a regular file, got a symbolic link"), "{error}");
+}
+
+// Tampering: exit code 4, and the message names the file.
+
+#[test]
+fn an_edited_file_is_named() {
+    let model = Model::signed();
+    fs::write(model.path("model.safetensors"), "Weights\n").unwrap();
+    assert!(model.refused("model.safetensors").contains("edited"));
+}
+
+#[test]
+fn an_added_file_is_named() {
+    let model = Model::signed();
+    fs::write(model.path("a/pytorch_model.bin"), "").unwrap();
+    assert!(model.refused("a/pytorch_model.bin").contains("added"));
+}
+
+#[test]
+fn a_deleted_file_is_named() {
+    let model = Model::signed();
+    fs::remove_file(model.path("a/b")).unwrap();
+    assert!(model.refused("a/b").contains("missing"));
+}
+
+#[test]
+fn a_renamed_file_is_named_twice() {
+    let model = Model::signed();
+    fs::rename(model.path("config.json"), model.path("Config.json")).unwrap();
+    let message = model.refused("Config.json");
+    assert!(message.contains("added") && message.contains("\nconfig.json: missing"), "{message}");
+}
+
+#[test]
+fn every_difference_is_listed() {
+    let model = Model::signed();
+    fs::write(model.path("README.md"), "").unwrap();
+    fs::remove_file(model.path("a.txt")).unwrap();
+    fs::write(model.path("z"), "").unwrap();
+    let message = model.refused("README.md");
+    assert_eq!(message.lines().count(), 3, "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_the_very_same_bytes_is_named() {
+    let model = Model::signed();
+    fs::rename(model.path("config.json"), model.dir.with_file_name("elsewhere.json")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere.json", model.path("config.json")).unwrap();
+    assert!(model.refused("config.json").contains("symbolic link"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_linked_folder_is_named() {
+    let model = Model::signed();
+    fs::rename(model.path("a"), model.dir.with_file_name("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere", model.path("a")).unwrap();
+    let message = model.refused("a");
+    assert!(message.contains("symbolic link") && message.contains("a/b: missing"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_linked_signature_is_named() {
+    let model = Model::signed();
+    fs::rename(model.path("model.sig"), model.dir.with_file_name("elsewhere.sig")).unwrap();
+    std::os::unix::fs::symlink("../elsewhere.sig", model.path("model.sig")).unwrap();
+    model.refused("model.sig");
+}
+
+#[test]
+fn a_deleted_signature_is_named() {
+    let model = Model::signed();
+    fs::remove_file(model.path("model.sig")).unwrap();
+    assert!(model.refused("model.sig").contains("got none"));
+}
+
+#[test]
+fn an_empty_signature_file_is_named() {
+    let model = Model::signed();
+    fs::write(model.path("model.sig"), "").unwrap();
+    assert!(model.refused("model.sig").contains("empty file"));
+}
+
+#[test]
+fn another_media_type_is_refused() {
+    let model = Model::signed();
+    model.edit_bundle(|bundle| bundle["mediaType"] = json!("application/vnd.dev.sigstore.bundle+json;version=0.3"));
+    assert!(model.refused("model.sig").contains("mediaType"));
+}
+
+#[test]
+fn two_signatures_are_refused() {
+    let model = Model::signed();
+    model.edit_bundle(|bundle| {
+        let signatures = bundle["dsseEnvelope"]["signatures"].as_array_mut().unwrap();
+        signatures.push(signatures[0].clone());
+    });
+    assert!(model.refused("model.sig").contains("expected one signature, got 2"));
+}
+
+#[test]
+fn an_edited_payload_is_refused_even_if_it_fits_the_edited_file() {
+    let model = Model::signed();
+    fs::write(model.path("config.json"), "{}").unwrap();
+    let honest = Manifest::of_folder(&model.dir).unwrap();
+    model.edit_bundle(|bundle| {
+        bundle["dsseEnvelope"]["payload"] = json!(STANDARD.encode(honest.to_statement()));
+    });
+    assert!(model.refused("model.sig").contains("does not hold"));
+}
+
+#[test]
+fn whitespace_added_to_the_payload_is_an_edit() {
+    let model = Model::signed();
+    model.edit_bundle(|bundle| {
+        let payload = STANDARD.decode(bundle["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap();
+        bundle["dsseEnvelope"]["payload"] = json!(STANDARD.encode([&payload[..], b" "].concat()));
+    });
+    assert!(model.refused("model.sig").contains("does not hold"));
+}
+
+#[test]
+fn every_edited_byte_of_the_signature_is_noticed() {
+    let model = Model::signed();
+    let bundle = model.bundle();
+    let signature = STANDARD.decode(bundle["dsseEnvelope"]["signatures"][0]["sig"].as_str().unwrap()).unwrap();
+    for at in 0..signature.len() {
+        let mut edited = signature.clone();
+        edited[at] ^= 1;
+        model.edit_bundle(|bundle| bundle["dsseEnvelope"]["signatures"][0]["sig"] = json!(STANDARD.encode(edited)));
+        model.refused("model.sig");
+    }
+}
+
+#[test]
+fn another_key_is_refused_with_and_without_its_hint() {
+    let model = Model::signed();
+    let other = SigningKey::generate().unwrap().verifying_key();
+    let error = verify_folder(&model.dir, &other).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().starts_with("model.sig: ") && error.to_string().contains(&other.hint()), "{error}");
+
+    model.edit_bundle(|bundle| bundle["verificationMaterial"]["publicKey"]["hint"] = json!(other.hint()));
+    let error = verify_folder(&model.dir, &other).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains("does not hold"), "{error}");
+}
+
+#[test]
+fn a_key_on_another_curve_is_refused() {
+    let model = Model::signed();
+    let error = verify_folder(&model.dir, &key("p384.pem").verifying_key()).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().starts_with("model.sig: "), "{error}");
+}
+
+#[test]
+fn a_wrong_root_is_refused_even_with_a_signature_that_holds() {
+    let model = Model::signed();
+    model.resign(|statement| statement["subject"][0]["digest"]["sha256"] = json!(Digest::of_bytes(b"")));
+    assert!(model.refused("model.sig").contains("root digest"));
+}
+
+#[test]
+fn another_statement_is_refused_even_with_a_signature_that_holds() {
+    let model = Model::signed();
+    model.resign(|statement| statement["predicateType"] = json!("https://slsa.dev/provenance/v1"));
+    assert!(model.refused("model.sig").contains("predicateType"));
+}
+
+#[test]
+fn a_signer_cannot_leave_weights_out() {
+    let model = Model::signed();
+    fs::write(model.path("model-2.safetensors"), "").unwrap();
+    model.resign(|statement| {
+        let ignored = &mut statement["predicate"]["serialization"]["ignore_paths"];
+        ignored.as_array_mut().unwrap().push(json!("model-2.safetensors"));
+    });
+    assert!(model.refused("model-2.safetensors").contains("not signed"));
+}
+
+#[test]
+fn a_missing_folder_is_not_a_signature_problem() {
+    let error = verify_folder(&fixture("nowhere"), &key("p256.pem").verifying_key()).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+}
+
+// Keys.
+
+#[test]
+fn a_file_that_is_no_ec_private_key_is_refused_and_described() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    };
+    let damaged = fs::read_to_string(fixture("keys/p256.pem")).unwrap().replacen("MIGH", "MIGI", 1);
+    let keys = |name: &str| fixture("keys").join(name);
+    let cases = [
+        (keys("rsa.pem"), "got an RSA private key"),
+        (keys("ed25519.pem"), "got an Ed25519 private key"),
+        (keys("secp256k1.pem"), "got an EC private key on secp256k1"),
+        (keys("p256.pub.pem"), "got a public key"),
+        (keys("p256.encrypted.pem"), "got an encrypted key and no passphrase"),
+        (write("garbage.pem", b"garbage"), "got a file without a PEM key"),
+        (write("empty.pem", b""), "got a file without a PEM key"),
+        (write("der.pem", &[0x30, 0x81, 0x87, 0xff]), "got a binary file"),
+        (write("large.pem", &[b'-'; 70_000]), "got a file of 70000 bytes"),
+        (write("damaged.pem", damaged.as_bytes()), "got a damaged PKCS#8 key"),
+        (write("sec1.pem", b"-----BEGIN EC PRIVATE KEY-----\nAQI=\n-----END EC PRIVATE KEY-----"), "damaged SEC1 key"),
+        (write("rsa1.pem", b"-----BEGIN RSA PRIVATE KEY-----\nAQI=\n-----END RSA PRIVATE KEY-----"), "an RSA private"),
+    ];
+    for (path, expected) in cases {
+        let error = SigningKey::read(&path, None).expect_err(expected);
+        assert_eq!(error.exit_code(), 3);
+        let message = error.to_string();
+        assert!(message.contains(path.file_name().unwrap().to_str().unwrap()), "{message}");
+        assert!(message.contains("expected") && message.contains(expected), "expected {expected}, got {message}");
+    }
+    assert_eq!(SigningKey::read(&dir.path().join("none.pem"), None).unwrap_err().exit_code(), 3);
+}
+
+#[test]
+fn a_wrong_passphrase_is_refused_and_not_repeated() {
+    let error = SigningKey::read(&fixture("keys/p256.encrypted.pem"), Some("wrong pony")).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("its passphrase does not open"), "{error}");
+    assert!(!error.to_string().contains("pony"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_ec_public_key_is_refused_and_described() {
+    for (name, expected) in [("p256.pem", "got a private key"), ("rsa.pem", "got a private key")] {
+        let error = VerifyingKey::read(&fixture("keys").join(name)).expect_err(expected);
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains(expected) && error.to_string().contains("K.pub.pem"), "{error}");
+    }
+}
+
+#[test]
+fn a_generated_pair_reads_back_and_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("K.pem");
+    let key = SigningKey::generate().unwrap();
+    let public = key.write_pair(&path).unwrap();
+    assert_eq!(public, dir.path().join("K.pub.pem"));
+    assert_eq!(SigningKey::read(&path, None).unwrap().sign(b"m"), key.sign(b"m"));
+    assert_eq!(VerifyingKey::read(&public).unwrap(), key.verifying_key());
+    assert_ne!(SigningKey::generate().unwrap().verifying_key(), key.verifying_key());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    let before = fs::read(&path).unwrap();
+    let error = key.write_pair(&path).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("K.pem"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+
+    // With only the public half in the way, no private half is left behind.
+    fs::remove_file(&path).unwrap();
+    assert!(key.write_pair(&path).unwrap_err().to_string().contains("K.pub.pem"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn debug_output_shows_no_key() {
+    let key = key("p256.pem");
+    let scalar = "c9afa9d8";
+    assert!(!format!("{key:?}").to_lowercase().contains(scalar));
+    assert!(!format!("{key:?}").contains("201, 175, 169"));
+}
+
+// Attestation.
+
+#[test]
+fn the_attestation_is_signed_with_the_model() {
+    let model = Model::unsigned();
+    let files = Manifest::of_folder(&model.dir).unwrap().resources().to_vec();
+    let digest = Digest::of_bytes(b"recipe");
+    let evidence = Evidence {
+        version: "0.1.0".into(),
+        files,
+        recipe: Resource { name: "immunisation/recipe.yaml".into(), digest },
+        base: vec![Material { uri: Some("https://example.org/base".into()), name: "model.safetensors".into(), digest }],
+        outcome: Outcome::Failed,
+        passed: vec![],
+        warned: vec![],
+        failed: vec!["ablation".into()],
+    };
+    let path = attestation::write(&model.dir, &evidence, None).unwrap();
+    assert_eq!(path, model.path("immunisation/attestation.intoto.jsonl"));
+    sign_folder(&model.dir, &key("p256.pem")).unwrap();
+    model.verify().unwrap();
+
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("FAILED", "PASSED")).unwrap();
+    assert!(model.refused("immunisation/attestation.intoto.jsonl").contains("edited"));
+}
+
+// Interoperation with the reference implementation; tests/interop/model_signing.sh sets it up.
+
+#[test]
+fn the_reference_implementation_and_this_one_accept_and_refuse_each_other_s_folders() {
+    let Some(tool) = std::env::var_os("IMMUNISE_MODEL_SIGNING") else {
+        eprintln!("skipped: set IMMUNISE_MODEL_SIGNING to the `model_signing` executable of PyPI's model-signing");
+        return;
+    };
+    let run = |action: &str, model: &Model, option: &str, key: &str| {
+        let mut command = Command::new(&tool);
+        command.arg(action).arg("key").arg(&model.dir).arg("--signature").arg(model.path("model.sig"));
+        command.arg(option).arg(fixture("keys").join(key)).output().unwrap()
+    };
+    for curve in CURVES {
+        let (private, public) = (format!("{curve}.pem"), format!("{curve}.pub.pem"));
+        let ours = Model::unsigned();
+        fs::write(ours.path(".gitattributes"), "").unwrap();
+        sign_folder(&ours.dir, &key(&private)).unwrap();
+        let output = run("verify", &ours, "--public_key", &public);
+        assert!(output.status.success(), "{curve}: {}", String::from_utf8_lossy(&output.stderr));
+        fs::write(ours.path("config.json"), "{}").unwrap();
+        assert!(!run("verify", &ours, "--public_key", &public).status.success(), "{curve}");
+
+        let theirs = Model::unsigned();
+        fs::write(theirs.path(".gitattributes"), "").unwrap();
+        let output = run("sign", &theirs, "--private_key", &private);
+        assert!(output.status.success(), "{curve}: {}", String::from_utf8_lossy(&output.stderr));
+        verify_folder(&theirs.dir, &key(&private).verifying_key()).unwrap();
+        fs::write(theirs.path("config.json"), "{}").unwrap();
+        assert_eq!(verify_folder(&theirs.dir, &key(&private).verifying_key()).unwrap_err().exit_code(), 4, "{curve}");
+    }
+}
