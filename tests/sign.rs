@@ -422,7 +422,7 @@ fn a_file_that_is_no_ec_private_key_is_refused_and_described() {
         (write("garbage.pem", b"garbage"), "got a file without a PEM key"),
         (write("empty.pem", b""), "got a file without a PEM key"),
         (write("der.pem", &[0x30, 0x81, 0x87, 0xff]), "got a binary file"),
-        (write("large.pem", &[b'-'; 70_000]), "got a file of 70000 bytes"),
+        (write("large.pem", &[b'-'; 70_000]), "got a file of more than 65536 bytes"),
         (write("damaged.pem", damaged.as_bytes()), "got a damaged PKCS#8 key"),
         (write("sec1.pem", b"-----BEGIN EC PRIVATE KEY-----\nAQI=\n-----END EC PRIVATE KEY-----"), "damaged SEC1 key"),
         (write("rsa1.pem", b"-----BEGIN RSA PRIVATE KEY-----\nAQI=\n-----END RSA PRIVATE KEY-----"), "an RSA private"),

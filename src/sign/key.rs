@@ -5,7 +5,7 @@
 //! and no message here ever holds key material.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use p256::ecdsa::signature::{Signer, Verifier as _};
@@ -22,7 +22,7 @@ use super::pem;
 use crate::error::{Error, Result};
 
 /// A key file larger than this is something else: 64 KiB.
-const MAX_KEY_FILE: usize = 64 << 10;
+const MAX_KEY_FILE: u64 = 64 << 10;
 const CURVES: &str = "on P-256, P-384 or P-521";
 
 /// A private key. Its `Debug` form shows the curve only, and the scalar is wiped when it is dropped.
@@ -295,9 +295,11 @@ fn label_in_words(label: &str) -> String {
 }
 
 fn read_text(path: &Path) -> Result<Zeroizing<String>> {
-    let bytes = fs::read(path).map_err(|source| Error::io(path, source))?;
-    if bytes.len() > MAX_KEY_FILE {
-        return Err(Error::file(path, format!("expected a PEM key, got a file of {} bytes", bytes.len())));
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_KEY_FILE) {
+        return Err(Error::file(path, format!("expected a PEM key, got a file of more than {MAX_KEY_FILE} bytes")));
     }
     let text = String::from_utf8(bytes).map_err(|_| {
         Error::file(path, "expected a PEM key, got a binary file").hint("convert DER with `openssl pkey -inform DER`")

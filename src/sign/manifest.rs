@@ -201,10 +201,9 @@ impl Manifest {
         }
 
         let mut differences = differences.into_iter();
-        let Some((subject, mut problem)) = differences.next() else { return Ok(()) };
-        for (name, difference) in differences {
-            problem.push_str(&format!("\n{name}: {difference}"));
-        }
+        let Some((subject, problem)) = differences.next() else { return Ok(()) };
+        let others = differences.map(|(name, difference)| format!("\n{name}: {difference}"));
+        let problem = std::iter::once(problem).chain(others).collect::<String>();
         Err(Error::signature(subject, problem))
     }
 }
