@@ -8,6 +8,7 @@ pub mod attention;
 pub mod batch;
 pub mod block;
 pub mod blueprint;
+pub mod chat_template;
 pub mod decoder;
 pub mod families;
 pub mod generate;
@@ -19,8 +20,10 @@ pub mod loss;
 pub mod mlp;
 pub mod norm;
 pub mod optimiser;
+pub mod prompt;
 pub mod rope;
 pub mod site;
+pub mod tokenizer;
 
 pub use batch::TokenBatch;
 pub use blueprint::{Blueprint, Module};
