@@ -2,7 +2,8 @@
 //!
 //! Rendered as Hugging Face transformers does it (block trimming, Python methods on strings, plain JSON), with two
 //! deliberate differences. The clock is an argument with a fixed default, because a prompt that changes with the date
-//! would change every number measured with it. And a template is untrusted code, so it runs on a limited amount of fuel.
+//! would change every number measured with it. And a template is untrusted code, so it runs on a limited amount of fuel:
+//! that bounds time, but not memory, which a template can still waste by doubling a string.
 use std::fs;
 use std::path::Path;
 
