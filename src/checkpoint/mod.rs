@@ -5,12 +5,18 @@
 //! never re-serialised, because that re-orders them; a patch keeps each header and rewrites data in place.
 
 pub mod config;
+pub mod diff;
 pub mod files;
 pub mod header;
 pub mod index;
 pub mod reader;
+pub mod staging;
+pub mod writer;
 
 pub use config::Config;
+pub use diff::{Diff, diff};
 pub use files::Digest;
 pub use reader::{Checkpoint, TensorInfo};
 pub use safetensors::Dtype;
+pub use staging::Staged;
+pub use writer::{PatchReport, Patches, TensorPatch, patch};

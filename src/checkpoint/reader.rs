@@ -331,6 +331,9 @@ fn open_shard(dir: &Path, name: &str) -> Result<Shard> {
     let header = Header::parse(&path, &map).map_err(|error| {
         if map.starts_with(b"version https://git-lfs") {
             Error::file(&path, "expected weights, got a git LFS pointer").hint("run `git lfs pull` in the folder")
+        } else if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
+            Error::file(&path, "expected safetensors, got a pickle under another name")
+                .hint("pickles can run code when they are read; convert to safetensors first")
         } else {
             error
         }

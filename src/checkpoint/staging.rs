@@ -1,0 +1,160 @@
+//! A folder that appears at its final place complete, or not at all.
+//!
+//! Everything is written into a hidden sibling of the target, so that publishing is one rename within a file system;
+//! whoever looks at the target sees no half-written model. Dropping an unpublished folder removes it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use tempfile::TempDir;
+
+use crate::{Error, Result};
+
+/// A folder in the making; readable by its owner only until it is published.
+#[derive(Debug)]
+pub struct Staged {
+    dir: TempDir,
+}
+
+impl Staged {
+    /// Makes an empty folder beside `target`, creating the folders above it.
+    ///
+    /// *Errors*: [`Error::Input`] when `target` exists and is not an empty folder (nobody should learn that after
+    /// hours of work); [`Error::Io`].
+    pub fn beside(target: &Path) -> Result<Self> {
+        check_target(target)?;
+        let parent = parent_of(target);
+        fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let dir = tempfile::Builder::new()
+            .prefix(&format!(".{name}.partial-"))
+            .tempdir_in(parent)
+            .map_err(|error| Error::io(parent, error))?;
+        Ok(Self { dir })
+    }
+
+    /// Where the folder is for now.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a file, replacing one of the same name.
+    ///
+    /// *Errors*: [`Error::Input`] when `relative` leads out of the folder; [`Error::Io`].
+    pub fn write(&self, relative: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.place(relative)?;
+        fs::write(&path, bytes).map_err(|error| Error::io(&path, error))?;
+        set_file_mode(&path)
+    }
+
+    /// Path of a file to be made in the folder, with the folders above it created.
+    ///
+    /// *Errors*: as [`write`](Self::write).
+    pub fn place(&self, relative: &str) -> Result<PathBuf> {
+        let inside = !relative.is_empty()
+            && !relative.contains('\\')
+            && Path::new(relative).components().all(|part| matches!(part, Component::Normal(_)));
+        if !inside {
+            return Err(Error::input(format!("{relative:?}"), "expected a path inside the folder"));
+        }
+        let path = self.path().join(relative);
+        let parent = parent_of(&path);
+        fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+        Ok(path)
+    }
+
+    /// Moves the folder to `target`, with every byte on disk first: files get mode 0644, folders 0755.
+    ///
+    /// *Errors*: [`Error::Input`] when `target` exists and is not an empty folder; [`Error::Io`]. The folder is removed
+    /// then, as when dropped.
+    pub fn publish(self, target: &Path) -> Result<()> {
+        let (mut folders, mut files) = (vec![self.path().to_owned()], Vec::new());
+        let mut at = 0;
+        while let Some(folder) = folders.get(at).cloned() {
+            for entry in fs::read_dir(&folder).map_err(|error| Error::io(&folder, error))? {
+                let entry = entry.map_err(|error| Error::io(&folder, error))?;
+                let kind = entry.file_type().map_err(|error| Error::io(entry.path(), error))?;
+                if kind.is_dir() {
+                    folders.push(entry.path());
+                } else if kind.is_file() {
+                    files.push(entry.path());
+                } else {
+                    return Err(Error::file(&entry.path(), "expected a regular file"));
+                }
+            }
+            at += 1;
+        }
+        files.par_iter().try_for_each(|file| {
+            set_file_mode(file)?;
+            sync(file)
+        })?;
+        // Innermost first: a folder's own entry is safe once what it lists is.
+        for folder in folders.iter().rev() {
+            set_mode(folder, 0o755)?;
+            sync_folder(folder)?;
+        }
+        check_target(target)?;
+        fs::rename(self.path(), target).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists => occupied(target),
+            io::ErrorKind::CrossesDevices => {
+                Error::file(target, format!("expected the file system of {}, got another", self.path().display()))
+            }
+            _ => Error::io(target, error),
+        })?;
+        // Nothing is left at the old path for the guard to remove.
+        let _ = self.dir.keep();
+        sync_folder(parent_of(target))
+    }
+}
+
+/// The folder that holds `path`; `.` for a bare name.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn check_target(target: &Path) -> Result<()> {
+    match fs::symlink_metadata(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(target, error)),
+        Ok(metadata) if metadata.is_dir() => {
+            let mut entries = fs::read_dir(target).map_err(|error| Error::io(target, error))?;
+            if entries.next().is_some() { Err(occupied(target)) } else { Ok(()) }
+        }
+        Ok(_) => Err(Error::file(target, "expected a folder to be made here, got a file or link")),
+    }
+}
+
+fn occupied(target: &Path) -> Error {
+    Error::file(target, "expected no folder or an empty one, got one with files in it")
+        .hint("nothing is overwritten; choose another folder or remove this one")
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io(path, error))
+}
+
+/// Folders can be opened, and so synchronised, on Unix only.
+fn sync_folder(path: &Path) -> Result<()> {
+    if cfg!(unix) { sync(path) } else { Ok(()) }
+}
+
+pub(super) fn set_file_mode(path: &Path) -> Result<()> {
+    set_mode(path, 0o644)
+}
+
+#[cfg(unix)]
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|error| Error::io(path, error))
+}
+
+#[cfg(not(unix))]
+fn set_mode(_: &Path, _: u32) -> Result<()> {
+    Ok(())
+}
