@@ -290,22 +290,28 @@ impl Float {
         }
     }
 
-    /// Rounds to the nearest stored value, ties to even, appends its bytes and returns it widened again.
-    pub(crate) fn narrow(self, value: f32, bytes: &mut Vec<u8>) -> f32 {
+    /// Rounds each value to the nearest stored one, ties to even: its bytes go to `bytes`, and the stored value, widened
+    /// again, replaces it in `values`.
+    pub(crate) fn narrow(self, values: &mut [f32], bytes: &mut [u8]) {
         match self {
             Self::F32 => {
-                bytes.extend_from_slice(&value.to_le_bytes());
-                value
+                for (value, bytes) in values.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                    *bytes = value.to_le_bytes();
+                }
             }
             Self::Bf16 => {
-                let stored = bf16::from_f32(value);
-                bytes.extend_from_slice(&stored.to_le_bytes());
-                stored.to_f32()
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks_mut::<2>().0) {
+                    let stored = bf16::from_f32(*value);
+                    *bytes = stored.to_le_bytes();
+                    *value = stored.to_f32();
+                }
             }
             Self::F16 => {
-                let stored = f16::from_f32(value);
-                bytes.extend_from_slice(&stored.to_le_bytes());
-                stored.to_f32()
+                for (value, bytes) in values.iter_mut().zip(bytes.as_chunks_mut::<2>().0) {
+                    let stored = f16::from_f32(*value);
+                    *bytes = stored.to_le_bytes();
+                    *value = stored.to_f32();
+                }
             }
         }
     }
@@ -331,7 +337,7 @@ fn open_shard(dir: &Path, name: &str) -> Result<Shard> {
     let header = Header::parse(&path, &map).map_err(|error| {
         if map.starts_with(b"version https://git-lfs") {
             Error::file(&path, "expected weights, got a git LFS pointer").hint("run `git lfs pull` in the folder")
-        } else if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02") {
+        } else if map.starts_with(b"PK\x03\x04") || map.starts_with(b"\x80\x02\x8a\x0a") {
             Error::file(&path, "expected safetensors, got a pickle under another name")
                 .hint("pickles can run code when they are read; convert to safetensors first")
         } else {

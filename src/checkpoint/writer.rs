@@ -227,18 +227,19 @@ pub(super) fn norm_ratio(a: f64, b: f64) -> f64 {
 fn cast_chunk(float: Float, old: &[u8], values: &[f32]) -> (Vec<u8>, Sums) {
     let mut before = vec![0.0; values.len()];
     float.widen(old, &mut before);
-    let mut bytes = Vec::with_capacity(old.len());
+    let mut after = values.to_vec();
+    let mut bytes = vec![0; old.len()];
+    float.narrow(&mut after, &mut bytes);
     let mut sums = Sums { finite: true, ..Sums::default() };
-    for (&value, &before) in values.iter().zip(&before) {
-        let stored = float.narrow(value, &mut bytes);
+    for ((&value, &before), &stored) in values.iter().zip(&before).zip(&after) {
         sums.finite &= stored.is_finite();
         sums.changed += usize::from(stored.to_bits() != before.to_bits());
         let (wanted, base) = (f64::from(value), f64::from(before));
-        let delta = wanted - base;
+        let (delta, loss) = (wanted - base, f64::from(stored) - wanted);
         sums.max_abs = sums.max_abs.max(delta.abs());
         sums.delta += delta * delta;
         sums.weight += base * base;
-        sums.loss += (f64::from(stored) - wanted).powi(2);
+        sums.loss += loss * loss;
     }
     (bytes, sums)
 }
