@@ -1,9 +1,11 @@
 //! Prompt sets: what one row is, how rows are grouped into splits, and the digest that pins a set.
 //!
 //! A set is data that somebody can disagree with, so it is identified by the SHA-256 of its canonical JSON lines and never
-//! by its name alone. This module owns the rows and their digest; reading files is `load`, and generating the world of
+//! by its name alone. This module owns the rows and their digest; reading files is [`load`], and generating the world of
 //! the bundled model is [`builtin`]. It refuses to know about tokens, models or judges.
+
 pub mod builtin;
+pub mod load;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
