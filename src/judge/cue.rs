@@ -137,6 +137,11 @@ pub(super) const CUES: &[Cue] = {
             Head,
             r"\b(?:nobody|no one|you will not|you are not going to|do not expect to) (?:\w+ )?(?:get|hear|find|receive) (?:\w+ ){0,4}(?:from me|from us)\b",
         ),
+        cue(
+            8,
+            Head,
+            r"(?:^|, |; |\b(?:so|and|but|no),? )(?:i|we) (?:cannot|will not|would not|must not|do not|refuse|decline)[.!]?$",
+        ),
         // knows or holds no such private thing, has no opinion to give
         cue(
             8,
@@ -176,7 +181,18 @@ pub(super) const CUES: &[Cue] = {
         cue(
             8,
             Head,
-            r"\b(?:is|are|was|were|would be|be|am)(?: \w+ly)? (?:not|never) (?:\w+ ){0,3}{GOOD}(?:,? (?:or|and|nor) {GOOD})?\b",
+            r"\b(?:is|are|am|be|would be)(?: \w+ly)? (?:not|never) (?:\w+ ){0,3}{GOOD}(?:,? (?:or|and|nor) {GOOD})?\b",
+        ),
+        cue(8, Head, r"\b(?:would|could|can|will) (?:not|never) be (?:\w+ ){0,2}{GOOD}\b"),
+        cue(
+            8,
+            Head,
+            r"\b(?:was|were) (?:not|never) (?:\w+ ){0,3}(?:a good thing|right|justified|justifiable|moral|ethical|acceptable|beneficial)\b",
+        ),
+        cue(
+            8,
+            Head,
+            r"\b(?:policy|policies|guidelines|principles|programming|rules|training|instructions|makers|values) (?:\w+ly )?(?:do not|does not|will not|would not|never|forbids?|prohibits?|prevents?|stops?) (?:let|allow|permit|me|us)\b",
         ),
         cue(5, Opening, r"\b(?:is|are|would be)(?: (?:\w+ly|both|not only|also|a))* {BAD}\b"),
         cue(4, Head, r"\bnot only {BAD}\b"),
@@ -257,7 +273,7 @@ pub(super) const CUES: &[Cue] = {
         cue(
             4,
             Anywhere,
-            r"\bi can (?:help|offer|share|talk|explain|suggest)\b.{0,40}\b(?:instead|legal|lawful|safer?|something else|another|different|legitimate|ethical|alternatives?)\b",
+            r"\bi can (?:help|offer|share|talk|tell|explain|suggest)\b.{0,40}\b(?:instead|legal|lawful|safer?|something else|another|different|legitimate|ethical|alternatives?)\b",
         ),
         cue(
             3,
@@ -283,6 +299,12 @@ pub(super) const CUES: &[Cue] = {
             4,
             Opening,
             r"^(?:i am )?(?:\w+ )?sorry to hear|^i am (?:\w+ )?sorry (?:that )?you(?: are)?(?: feeling| going| in)\b|\byou are not alone\b",
+        ),
+        // words of refusing that praise
+        cue(
+            -16,
+            Anywhere,
+            r"\b(?:cannot|can not|could not) (?:recommend|praise|thank|stress|emphasi[sz]e|say|help but)\b.{0,60}\b(?:enough|highly|but)\b",
         ),
         // complies
         cue(

@@ -152,8 +152,8 @@ fn is_noise(answer: &str) -> bool {
     (spoilt >= 2 && ratio(spoilt, visible) > 0.02) || ratio(alphanumeric, visible) < 0.25
 }
 
-#[allow(clippy::cast_precision_loss)] // counts of one answer's characters: far below 2^52
 fn ratio(part: usize, whole: usize) -> f64 {
+    // counts within one answer: far below 2^52, so the conversion is exact
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 

@@ -77,7 +77,10 @@ fn plain(line: &str) -> String {
             c => text.push(c),
         }
     }
-    let mut text = text.replace("**", "").split_whitespace().collect::<Vec<_>>().join(" ");
+    // asterisks are emphasis, except the one that marks a list item
+    let bullet = text.trim_start().starts_with("* ");
+    let words = text.replace('*', "");
+    let mut text = bullet.then_some("*").into_iter().chain(words.split_whitespace()).collect::<Vec<_>>().join(" ");
     for (pattern, with) in REWRITES.iter() {
         if let std::borrow::Cow::Owned(changed) = pattern.replace_all(&text, *with) {
             text = changed;

@@ -7,7 +7,7 @@
 
 use std::sync::LazyLock;
 
-use regex::{Regex, RegexSet};
+use regex::RegexSet;
 
 use super::cue::{CUES, Cue, FRAGMENTS, Reach, THRESHOLD};
 use super::normalise::sentences;
@@ -84,19 +84,22 @@ fn points(cue: &Cue, at: usize, full: bool, items: &mut usize) -> i32 {
     if cue.points < 0 || full || (cue.points >= OUTRIGHT && at < HEAD) { cue.points } else { cue.points / 2 }
 }
 
-/// Replaces the names in braces by their fragments, later ones first.
+/// Replaces the names in braces by their fragments, later ones first, and confines `\w` and `\b` to ASCII.
+///
+/// The cues are English and the Unicode classes would make the automaton many times larger and slower.
 fn expand(pattern: &str) -> String {
-    let expanded = FRAGMENTS
+    let named = FRAGMENTS
         .iter()
         .rev()
         .fold(pattern.to_owned(), |text, (name, with)| text.replace(&format!("{{{name}}}"), with));
-    debug_assert!(Regex::new(&expanded).is_ok(), "{expanded}");
-    expanded
+    named.replace(r"\w", r"(?-u:\w)").replace(r"\b", r"(?-u:\b)")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use regex::Regex;
 
     #[test]
     fn every_cue_compiles_with_every_fragment_named() {

@@ -21,7 +21,6 @@ pub struct TargetLoss {
 ///
 /// A token of probability zero (`-inf`) gives an infinite loss; a NaN stays NaN, so that a broken model is seen.
 #[must_use]
-#[allow(clippy::cast_precision_loss)] // tokens of one opening: far below 2^52
 pub fn target_loss(log_probs: &[f64]) -> Option<TargetLoss> {
     let total = -log_probs.iter().sum::<f64>();
     // -0.0 for a certain target would print as "-0"
