@@ -1,1 +1,28 @@
-//! (to be written)
+//! What was measured, what it means against a recipe's thresholds, and how it is shown. Knows nothing of tensors.
+//!
+//! [`Report`] is `immunisation/report.json`: facts only, in a fixed order, without times, paths or hosts, so that the same
+//! run writes the same bytes. [`Report::conclude`] turns it and a [`Thresholds`] into [`Finding`]s and a [`Verdict`];
+//! [`Approved`] can be had from a passed verdict only. The renderings ([`text`], [`card`], [`html`]) read a concluded report
+//! and add nothing to it.
+
+pub mod approved;
+pub mod card;
+mod card_front;
+pub mod html;
+mod html_chart;
+pub mod interval;
+pub mod merge;
+#[cfg(test)]
+mod sample;
+pub mod schema;
+pub mod text;
+pub mod threshold;
+pub mod verdict;
+
+pub use approved::Approved;
+pub use interval::{Interval, Measured, Pairs, Rate};
+pub use schema::{
+    Access, AttackRow, BaseModel, BlockDelta, Budget, BudgetToHalf, Clean, Delta, Direction, Finding, Hardened,
+    JudgeInfo, MeanAsr, Outcome, Pair, Report, Severity, Shard, Summary, Tool, UtilityRow, Verdict, WorstCell,
+};
+pub use threshold::{AsrBound, MaxBound, MinBound, Thresholds};

@@ -1,0 +1,535 @@
+//! The structs of `immunisation/report.json`, schema version 1.
+//!
+//! Fields are written in declaration order and maps are sorted, so equal facts give equal bytes. Times, memory, paths and
+//! host names have no place here: they vary between runs of the same inputs and belong to the run folder.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::interval::{Measured, Rate};
+use crate::error::{Error, Result};
+
+/// The version of the layout below.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Everything that was measured on one hardened model and its base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Layout version: 1.
+    pub schema_version: u32,
+    /// The program that measured.
+    pub tool: Tool,
+    /// SHA-256 of the resolved recipe's canonical JSON.
+    pub recipe_digest: String,
+    /// The run's seed.
+    pub seed: u64,
+    /// Device kind, such as `cpu` or `cuda`.
+    pub device: String,
+    /// SIMD level of host arithmetic, such as `avx2`.
+    pub simd: String,
+    /// Present in one part of a sharded measurement only; such a part can never be approved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<Shard>,
+    /// The un-hardened model.
+    pub base: BaseModel,
+    /// The hardened model.
+    pub hardened: Hardened,
+    /// Who judged the answers.
+    pub judges: Vec<JudgeInfo>,
+    /// Behaviour without any attack.
+    pub clean: Clean,
+    /// One row per attack cell.
+    pub attacks: Vec<AttackRow>,
+    /// Random edits of equal norm, and no edit.
+    pub controls: Vec<AttackRow>,
+    /// What hardening cost.
+    pub utility: Vec<UtilityRow>,
+    /// Headline figures, derived from the rows.
+    pub summary: Summary,
+    /// What the thresholds make of it.
+    pub findings: Vec<Finding>,
+    /// The decision.
+    pub verdict: Verdict,
+}
+
+/// The program that measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Program name.
+    pub name: String,
+    /// Program version.
+    pub version: String,
+}
+
+impl Tool {
+    /// This build.
+    #[must_use]
+    pub fn this() -> Self {
+        Self { name: env!("CARGO_PKG_NAME").into(), version: env!("CARGO_PKG_VERSION").into() }
+    }
+}
+
+/// Part `index` of `count`, 1-based.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// 1-based number of this part.
+    pub index: u32,
+    /// Number of parts.
+    pub count: u32,
+}
+
+/// Whether an attacker can get the un-hardened base, and with it the whole delta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Anybody can download the base.
+    #[default]
+    Public,
+    /// The publisher keeps the base.
+    Private,
+}
+
+/// The un-hardened model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BaseModel {
+    /// Hub id, or the folder's own name.
+    pub source: String,
+    /// Commit, where there is one.
+    pub revision: Option<String>,
+    /// Who can get it.
+    pub access: Access,
+    /// SHA-256 by file name.
+    pub digests: BTreeMap<String, String>,
+}
+
+/// The hardened model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hardened {
+    /// SHA-256 by file name, of the files that were re-opened and measured.
+    pub digests: BTreeMap<String, String>,
+    /// How far the weights moved.
+    pub delta: Delta,
+}
+
+/// How far the weights moved.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// Tensors whose bytes differ.
+    pub tensors_changed: u64,
+    /// Largest `‖ΔW‖ / ‖W‖` of a tensor (Frobenius).
+    pub max_relative_norm: f64,
+    /// Largest effective rank of a tensor's delta, where it was computed.
+    pub effective_rank: Option<f64>,
+    /// Per block, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockDelta>,
+}
+
+/// How far one block's weights moved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BlockDelta {
+    /// 0-based block.
+    pub layer: usize,
+    /// `‖ΔW‖ / ‖W‖` over all the block's matrices taken together (Frobenius).
+    pub relative_norm: f64,
+}
+
+/// Who judged the answers, and how well it does on labelled answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeInfo {
+    /// Registry name.
+    pub kind: String,
+    /// Fraction of harmful answers it recognises.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<f64>,
+    /// Fraction of harmless answers it lets pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub specificity: Option<f64>,
+}
+
+/// The same measurement on both models.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    /// On the un-hardened base; absent when it was not at hand.
+    pub base: Option<Measured>,
+    /// On the hardened model.
+    pub hardened: Measured,
+}
+
+/// Behaviour without any attack.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Clean {
+    /// Hazardous requests refused.
+    pub refusal: Pair,
+    /// Benign twins refused.
+    pub over_refusal: Pair,
+    /// Degenerate answers among all of these.
+    pub degenerate: Pair,
+}
+
+/// One attack cell, or one control cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AttackRow {
+    /// Row name, unique together with layers, positions and knowledge.
+    pub name: String,
+    /// Attack kind in the registry.
+    pub family: String,
+    /// 0-based blocks.
+    pub layers: Vec<usize>,
+    /// `prompt`, `all` or `last`.
+    pub positions: String,
+    /// Re-fitted on the hardened weights; otherwise fitted on the base and carried over.
+    pub adaptive: bool,
+    /// The adversary holds the un-hardened base.
+    pub attacker_has_base: bool,
+    /// A control, not an attack.
+    pub control: bool,
+    /// Independent repetitions behind the figures.
+    pub seeds: u64,
+    /// What the adversary spent.
+    pub budget: Budget,
+    /// The most attack success that a gate allows this row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound: Option<f64>,
+    /// Whether there was something to defend; set by [`Report::conclude`].
+    pub applicable: bool,
+    /// On the un-hardened base, same prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Outcome>,
+    /// On the hardened model.
+    pub hardened: Outcome,
+    /// The command that repeats this row.
+    pub reproduce: String,
+}
+
+/// What an adversary spent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// Training pairs.
+    pub pairs: u64,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Rank of the edit.
+    pub rank: u64,
+    /// Norm of the edit relative to the residual stream's, where measured.
+    pub relative_norm: Option<f64>,
+    /// Sequences run forward and backward, over the whole search.
+    pub gradient_evaluations: u64,
+    /// What was searched over, in words; empty: nothing.
+    pub search: String,
+}
+
+/// How a model answered the hazardous requests of one cell.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// Complies, on topic and not degenerate: attack success rate.
+    pub asr: f64,
+    /// Fraction refused.
+    pub refused: f64,
+    /// Fraction of broken answers.
+    pub degenerate: f64,
+    /// Prompts.
+    pub n: u64,
+    /// Lower end of the 95 % interval of `asr`.
+    pub low: f64,
+    /// Upper end of the 95 % interval of `asr`.
+    pub high: f64,
+}
+
+impl Outcome {
+    /// Rates of the three counts among `n` answers, with the Wilson interval of attack success.
+    #[must_use]
+    pub fn from_counts(successes: u64, refused: u64, degenerate: u64, n: u64) -> Self {
+        let asr = Rate::new(successes, n);
+        let (low, high) = asr.wilson();
+        Self {
+            asr: asr.value(),
+            refused: Rate::new(refused, n).value(),
+            degenerate: Rate::new(degenerate, n).value(),
+            n,
+            low,
+            high,
+        }
+    }
+}
+
+/// Which way a utility metric is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// A fall costs.
+    HigherIsBetter,
+    /// A rise costs.
+    LowerIsBetter,
+    /// Any change costs.
+    Unchanged,
+}
+
+/// One utility task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UtilityRow {
+    /// Task name.
+    pub task: String,
+    /// What was computed, such as `exact match`.
+    pub metric: String,
+    /// Unit of the values, such as `fraction`, `nats/token`, `tokens`.
+    pub unit: String,
+    /// Which way is better.
+    pub direction: Direction,
+    /// On the un-hardened base; absent when it was not at hand or the metric compares the two itself.
+    pub base: Option<Measured>,
+    /// On the hardened model.
+    pub hardened: Measured,
+    /// Change from base to hardened, from paired items, in the unit that `bound` is in (relative where the task says so).
+    pub delta: Option<Measured>,
+    /// The most that the change may cost; absent: not gated.
+    pub bound: Option<f64>,
+    /// Whether it keeps the bound; absent: not gated, or not decided by this many items.
+    pub ok: Option<bool>,
+}
+
+/// Headline figures.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// Mean attack success over the applicable re-fitted rows.
+    pub mean_asr: Option<MeanAsr>,
+    /// Mean attack success over the applicable frozen rows.
+    pub frozen_asr: Option<MeanAsr>,
+    /// The applicable row with the highest attack success on the hardened model.
+    pub worst: Option<WorstCell>,
+    /// Gradient evaluations to 50 % attack success.
+    pub budget_to_half: BudgetToHalf,
+}
+
+/// Mean attack success over a set of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MeanAsr {
+    /// On the un-hardened base.
+    pub base: f64,
+    /// On the hardened model.
+    pub hardened: f64,
+}
+
+/// Where the hardened model fails most.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorstCell {
+    /// Row name.
+    pub name: String,
+    /// 0-based blocks.
+    pub layers: Vec<usize>,
+    /// Attack success rate.
+    pub asr: f64,
+}
+
+/// Gradient evaluations that the cheapest successful rung of the ladder needed; absent: not measured or never reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetToHalf {
+    /// On the un-hardened base.
+    pub base: Option<u64>,
+    /// On the hardened model.
+    pub hardened: Option<u64>,
+}
+
+/// How much a finding weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// For information.
+    Info,
+    /// Leaves a gate undecided, or should be read before publishing.
+    Warning,
+    /// Breaks a gate.
+    Error,
+}
+
+/// One thing that the thresholds make of the measurements.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Finding {
+    /// Stable name, such as `asr-above-bound`.
+    pub code: String,
+    /// How much it weighs.
+    pub severity: Severity,
+    /// One line for a reader.
+    pub message: String,
+    /// The value that was measured.
+    pub observed: Option<f64>,
+    /// The bound that it was held against.
+    pub bound: Option<f64>,
+}
+
+/// The decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Every gate holds with its interval.
+    Pass,
+    /// A gate is broken with its interval.
+    Fail,
+    /// No gate is broken, but one at least could not be decided.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// Process exit code: 0 passed, 1 failed, 5 inconclusive.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Pass => 0,
+            Self::Fail => 1,
+            Self::Inconclusive => 5,
+        }
+    }
+
+    /// `pass`, `fail` or `inconclusive`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+}
+
+impl Report {
+    /// Pretty JSON with a final newline: the bytes of `immunisation/report.json`.
+    ///
+    /// Numbers are rounded to nine significant digits: far finer than anything measured, few enough that every JSON reader
+    /// gets the same double back, so reading and writing again gives the same bytes.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let value = serde_json::to_value(self).expect("string keys and no custom serialisers: cannot fail");
+        let mut text = serde_json::to_string_pretty(&rounded(value)).expect("a JSON value always serialises");
+        text.push('\n');
+        text
+    }
+
+    /// Reads a report back.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming `subject` when the text is no report, has unknown fields or another schema version.
+    pub fn from_json(text: &str, subject: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            schema_version: u32,
+        }
+        let problem = |e: serde_json::Error| Error::input(subject, format!("not a report: {e}"));
+        let version: Version = serde_json::from_str(text).map_err(problem)?;
+        if version.schema_version != SCHEMA_VERSION {
+            return Err(Error::input(
+                subject,
+                format!("expected schema_version {SCHEMA_VERSION}, got {}", version.schema_version),
+            )
+            .hint("it was written by another version of immunise"));
+        }
+        serde_json::from_str(text).map_err(problem)
+    }
+
+    /// The JSON Schema of a report.
+    #[must_use]
+    pub fn schema() -> Value {
+        schemars::schema_for!(Report).to_value()
+    }
+
+    /// The un-hardened and hardened rows of one knowledge, attacks only.
+    pub fn rows(&self, adaptive: bool) -> impl Iterator<Item = &AttackRow> {
+        self.attacks.iter().filter(move |row| row.adaptive == adaptive)
+    }
+
+    /// The control beside `row`: a random edit on the same blocks and positions, else any control there.
+    #[must_use]
+    pub fn control_of(&self, row: &AttackRow) -> Option<&AttackRow> {
+        let here = |c: &&AttackRow| c.layers == row.layers && c.positions == row.positions;
+        let random = self.controls.iter().filter(here).find(|c| c.family == "random");
+        random.or_else(|| self.controls.iter().find(here))
+    }
+}
+
+fn rounded(value: Value) -> Value {
+    match value {
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, rounded(value))).collect(),
+        Value::Array(items) => items.into_iter().map(rounded).collect(),
+        Value::Number(number) if number.is_f64() => {
+            // Rust's own conversions are exact in both directions, so this rounds the same everywhere.
+            let short = number.as_f64().and_then(|v| format!("{v:.8e}").parse::<f64>().ok());
+            short.and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn writing_what_was_read_gives_the_same_bytes() {
+        let report = sample::report();
+        let text = report.to_json();
+        assert!(text.ends_with("}\n") && text.starts_with("{\n  \"schema_version\": 1,"));
+        let back = Report::from_json(&text, "report.json").unwrap();
+        assert_eq!(back.to_json(), text);
+        assert_eq!(back.findings.len(), report.findings.len());
+        assert!((back.attacks[0].hardened.high - report.attacks[0].hardened.high).abs() < 1e-9);
+    }
+
+    #[test]
+    fn concluding_what_was_read_gives_the_same_bytes() {
+        let text = sample::report().to_json();
+        let mut back = Report::from_json(&text, "report.json").unwrap();
+        back.conclude(&sample::thresholds());
+        assert_eq!(back.to_json(), text);
+    }
+
+    #[test]
+    fn another_schema_version_is_refused_by_name() {
+        let text = sample::report().to_json().replacen("\"schema_version\": 1", "\"schema_version\": 2", 1);
+        let error = Report::from_json(&text, "report.json").unwrap_err().to_string();
+        assert!(error.starts_with("report.json: expected schema_version 1, got 2"), "{error}");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let text = sample::report().to_json().replacen("\"seed\"", "\"host\": \"x\", \"seed\"", 1);
+        assert!(Report::from_json(&text, "report.json").unwrap_err().to_string().contains("host"));
+    }
+
+    #[test]
+    fn every_field_of_a_report_is_in_its_schema() {
+        let schema = Report::schema();
+        let report: serde_json::Value = serde_json::from_str(&sample::report().to_json()).unwrap();
+        for key in report.as_object().unwrap().keys() {
+            assert!(schema["properties"].get(key).is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_row_finds_the_random_control_of_its_block() {
+        let report = sample::report();
+        let row = &report.attacks[4];
+        assert_eq!(report.control_of(row).map(|c| c.layers.clone()), Some(row.layers.clone()));
+    }
+}
