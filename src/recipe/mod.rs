@@ -1,1 +1,235 @@
-//! (to be written)
+//! A recipe: what to defend, how, against which attacks, at what price, and what counts as good enough.
+//!
+//! `YAML → RawRecipe → Recipe`. [`RawRecipe`] is untrusted text that was read within limits; overrides from the command line
+//! are put in there. [`Recipe`] is valid and complete: every default filled in, every number in range, so nothing downstream
+//! checks again. What depends on the model (how many blocks there are) is checked by [`layers::resolve`] once it is known.
+//!
+//! # Example
+//! ```
+//! use immunise::recipe::{RawRecipe, Recipe};
+//! let recipe = RawRecipe::embedded("demo")?.with_overrides(&["seed=7", "stages.0.layers=[0, 2-3]"])?.validate()?;
+//! assert_eq!(recipe.seed, 7);
+//! assert_eq!(Recipe::parse(&recipe.show(), "shown.yaml".as_ref())?.digest(), recipe.digest());
+//! # Ok::<(), immunise::Error>(())
+//! ```
+
+mod fields;
+pub mod layers;
+mod raw;
+mod stage;
+mod suggest;
+mod validate;
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::attack::spec::{AttackSpec, Layers};
+use crate::error::Result;
+use crate::report::{Access, Thresholds};
+use crate::utility::spec::TaskSpec;
+
+pub use raw::{MAX_BYTES, RawRecipe};
+pub use stage::{STAGE_KINDS, Stage};
+
+/// The version of the recipe layout.
+pub const SCHEMA_VERSION: u64 = 1;
+
+/// The recipes inside the binary, in the order in which [`Recipe::for_model`] tries them.
+pub const EMBEDDED: [(&str, &str); 3] = [
+    ("demo", include_str!("../../recipes/demo.yaml")),
+    ("llama", include_str!("../../recipes/llama.yaml")),
+    ("qwen2", include_str!("../../recipes/qwen2.yaml")),
+];
+
+/// A valid, complete recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Recipe {
+    /// Layout version: 1.
+    pub schema: u64,
+    /// Name, lower case.
+    pub name: String,
+    /// Models it is made for.
+    #[serde(rename = "match")]
+    #[schemars(default)]
+    pub matches: Option<Match>,
+    /// Model to harden: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`; the command line overrides it.
+    #[schemars(default)]
+    pub model: Option<String>,
+    /// Whether an attacker can get the un-hardened base.
+    #[schemars(default)]
+    pub base_access: Access,
+    /// Root of every random stream.
+    #[schemars(default)]
+    pub seed: u64,
+    /// Prompts.
+    #[schemars(default)]
+    pub data: Data,
+    /// Blocks of stages that name none.
+    #[schemars(default)]
+    pub layers: Layers,
+    /// Defence stages, in order.
+    pub stages: Vec<Stage>,
+    /// Attacks that measure the result.
+    pub suite: Suite,
+    /// Utility tasks that measure the price.
+    #[schemars(default)]
+    pub utility: Vec<TaskSpec>,
+    /// What counts as good enough.
+    #[schemars(default)]
+    pub thresholds: Thresholds,
+}
+
+/// Models that a recipe is made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Match {
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Smallest number of parameters.
+    #[serde(default)]
+    pub min_parameters: Option<u64>,
+    /// Largest number of parameters.
+    #[serde(default)]
+    pub max_parameters: Option<u64>,
+}
+
+/// Where prompts come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// `builtin:tiny-chat`, `builtin:prompts`, or a JSONL file.
+    pub prompts: String,
+    /// System prompt of every dialogue.
+    pub system: Option<String>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { prompts: "builtin:prompts".into(), system: None }
+    }
+}
+
+/// Attacks and how answers are generated under them.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct Suite {
+    /// Hazardous evaluation prompts per cell, at most.
+    #[schemars(default)]
+    pub evaluation_prompts: usize,
+    /// Longest answer, in tokens.
+    #[schemars(default)]
+    pub max_new_tokens: usize,
+    /// Rows.
+    pub attacks: Vec<AttackSpec>,
+}
+
+impl Recipe {
+    /// Reads a recipe from text; `path` only names it in messages.
+    ///
+    /// # Errors
+    /// [`crate::Error::Recipe`] with every problem found.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        RawRecipe::parse(text, path)?.validate()
+    }
+
+    /// Reads a recipe file.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`]; [`crate::Error::Io`] where the file cannot be read.
+    pub fn load(path: &Path) -> Result<Self> {
+        RawRecipe::load(path)?.validate()
+    }
+
+    /// A recipe of [`EMBEDDED`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] listing the names when there is none of that name.
+    pub fn embedded(name: &str) -> Result<Self> {
+        RawRecipe::embedded(name)?.validate()
+    }
+
+    /// The recipe after `a.b=value` overrides, validated anew; sequences are indexed by number, values are YAML.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for an override that is no assignment, [`crate::Error::Recipe`] for what it breaks.
+    pub fn with_overrides<S: AsRef<str>>(&self, overrides: &[S]) -> Result<Self> {
+        RawRecipe::parse(&self.show(), Path::new(&format!("<{}>", self.name)))?.with_overrides(overrides)?.validate()
+    }
+
+    /// The embedded recipe for a `model_type` of unknown size.
+    #[must_use]
+    pub fn for_model_type(model_type: &str) -> Option<Self> {
+        Self::for_model(model_type, None)
+    }
+
+    /// The first embedded recipe whose `match` holds; one that limits sizes needs `parameters`.
+    #[must_use]
+    pub fn for_model(model_type: &str, parameters: Option<u64>) -> Option<Self> {
+        EMBEDDED
+            .iter()
+            .filter_map(|(name, _)| Self::embedded(name).ok())
+            .find(|recipe| recipe.matches.as_ref().is_some_and(|matches| matches.holds(model_type, parameters)))
+    }
+
+    /// SHA-256, lower hex, of the canonical JSON: keys sorted, no white space, every default written out.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let json = serde_json::to_value(self).expect("string keys and finite numbers: cannot fail");
+        let bytes = serde_json::to_vec(&sorted(json)).expect("a JSON value always serialises");
+        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The recipe as YAML with every default written out; parses back to the same recipe.
+    #[must_use]
+    pub fn show(&self) -> String {
+        serde_yaml::to_string(self).expect("string keys and finite numbers: cannot fail")
+    }
+
+    /// The JSON Schema of a recipe.
+    #[must_use]
+    pub fn schema() -> serde_json::Value {
+        schemars::schema_for!(Recipe).to_value()
+    }
+}
+
+impl Suite {
+    /// Reads a suite on its own, the `suite` section of a recipe as a file.
+    ///
+    /// # Errors
+    /// [`crate::Error::Recipe`] with every problem found.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        RawRecipe::parse(text, path)?.validate_suite()
+    }
+}
+
+impl Match {
+    /// Whether a model of that type and, where known, size is meant.
+    #[must_use]
+    pub fn holds(&self, model_type: &str, parameters: Option<u64>) -> bool {
+        let sized = self.min_parameters.is_some() || self.max_parameters.is_some();
+        self.model_type == model_type
+            && match parameters {
+                Some(n) => {
+                    self.min_parameters.is_none_or(|min| n >= min) && self.max_parameters.is_none_or(|max| n <= max)
+                }
+                None => !sized,
+            }
+    }
+}
+
+fn sorted(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
+        scalar => scalar,
+    }
+}

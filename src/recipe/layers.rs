@@ -1,0 +1,129 @@
+//! From `each` or `[0, "2-4"]` to block indices.
+
+use serde_json::Value;
+
+use crate::attack::spec::{EveryLayer, LayerItem, Layers};
+use crate::error::{Error, Result};
+
+/// The 0-based blocks that `layers` names in a model of `n_layers`, ascending and without repetition.
+///
+/// # Errors
+/// [`Error::Input`] that names `key` when a block is beyond the model or a range is malformed.
+pub fn resolve(layers: &Layers, n_layers: usize, key: &str) -> Result<Vec<usize>> {
+    let items = match layers {
+        Layers::Named(EveryLayer::Each) => return Ok((0..n_layers).collect()),
+        Layers::List(items) => items,
+    };
+    let mut blocks = vec![];
+    for item in items {
+        let (start, end) = ends(item).map_err(|problem| Error::input(key, problem))?;
+        if end >= n_layers {
+            return Err(Error::input(
+                key,
+                format!("expected blocks below {n_layers}, the model's number of blocks, got {end}"),
+            )
+            .hint("blocks count from 0"));
+        }
+        blocks.extend(start..=end);
+    }
+    blocks.sort_unstable();
+    blocks.dedup();
+    Ok(blocks)
+}
+
+/// Reads what a recipe may write: `each`, one block, one range, or a list of both.
+pub(super) fn read(value: &Value) -> Result<Layers, String> {
+    let items = match value {
+        Value::String(text) if text == "each" => return Ok(Layers::Named(EveryLayer::Each)),
+        Value::Array(items) if items.is_empty() => return Err("expected one block at least, got an empty list".into()),
+        Value::Array(items) => items.iter().map(item).collect::<Result<Vec<_>, _>>()?,
+        Value::String(_) | Value::Number(_) => vec![item(value)?],
+        other => return Err(format!("{EXPECTED}, got {}", kind(other))),
+    };
+    for item in &items {
+        ends(item)?;
+    }
+    Ok(Layers::List(items))
+}
+
+const EXPECTED: &str = "expected `each`, a block such as `3`, a range such as `2-4`, or a list of them";
+
+fn item(value: &Value) -> Result<LayerItem, String> {
+    match value {
+        Value::Number(number) => number
+            .as_u64()
+            .and_then(|index| usize::try_from(index).ok())
+            .map(LayerItem::Index)
+            .ok_or_else(|| format!("expected a 0-based block, got {number}")),
+        Value::String(text) => Ok(LayerItem::Range(text.clone())),
+        other => Err(format!("{EXPECTED}, got {}", kind(other))),
+    }
+}
+
+/// First and last block of an item.
+fn ends(item: &LayerItem) -> Result<(usize, usize), String> {
+    match item {
+        LayerItem::Index(index) => Ok((*index, *index)),
+        LayerItem::Range(text) => {
+            let malformed = || format!("expected `each` or a range such as `2-4`, got `{text}`");
+            let (start, end) = text.split_once('-').ok_or_else(malformed)?;
+            let start: usize = start.trim().parse().map_err(|_| malformed())?;
+            let end: usize = end.trim().parse().map_err(|_| malformed())?;
+            if start > end {
+                return Err(format!("expected a range that ascends, got `{text}`"));
+            }
+            Ok((start, end))
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a map",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn blocks(value: serde_json::Value, n_layers: usize) -> Vec<usize> {
+        resolve(&read(&value).unwrap(), n_layers, "layers").unwrap()
+    }
+
+    #[test]
+    fn each_is_every_block() {
+        assert_eq!(blocks(json!("each"), 3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn ranges_and_indices_merge_in_order() {
+        assert_eq!(blocks(json!(["2-4", 0, 3]), 6), [0, 2, 3, 4]);
+        assert_eq!(blocks(json!("1-2"), 6), [1, 2]);
+        assert_eq!(blocks(json!(5), 6), [5]);
+    }
+
+    #[test]
+    fn a_block_beyond_the_model_names_the_key() {
+        let error = resolve(&read(&json!([0, "4-6"])).unwrap(), 6, "stages.1.layers").unwrap_err();
+        assert!(error.to_string().starts_with("stages.1.layers: expected blocks below 6"), "{error}");
+    }
+
+    #[test]
+    fn malformed_layers_are_refused() {
+        for value in
+            [json!([]), json!("all"), json!(["4-2"]), json!([-1]), json!([1.5]), json!({"a": 1}), json!(["2-"])]
+        {
+            assert!(read(&value).is_err(), "{value}");
+        }
+        // A range as long as memory is stopped by the model's size, not built.
+        assert!(resolve(&read(&json!("0-18446744073709551614")).unwrap(), 6, "layers").is_err());
+    }
+}

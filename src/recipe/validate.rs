@@ -1,0 +1,465 @@
+//! From raw text to a valid recipe, reporting every problem and not only the first.
+
+use serde_json::Value;
+
+use super::fields::{Problems, Section, join, parse, show};
+use super::raw::RawRecipe;
+use super::stage::{STAGE_KINDS, Stage};
+use super::suggest::did_you_mean;
+use super::{Data, Match, Recipe, SCHEMA_VERSION, Suite, layers};
+use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Search};
+use crate::defence::spec::{AdversarialSpec, EtSpec};
+use crate::error::{Error, Result};
+use crate::report::{AsrBound, Thresholds};
+use crate::utility::spec::TaskSpec;
+
+/// Prompt sets inside the binary.
+const BUILTIN_PROMPTS: [&str; 2] = ["builtin:tiny-chat", "builtin:prompts"];
+
+/// Models inside the binary.
+const BUILTIN_MODELS: [&str; 1] = ["builtin:tiny-chat"];
+
+const MAX_RANK: usize = 65_536;
+const MAX_COUNT: usize = 10_000_000;
+
+impl RawRecipe {
+    /// Checks everything that can be checked without the model.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with every problem, in the order of the file.
+    pub fn validate(&self) -> Result<Recipe> {
+        let mut problems = Problems::default();
+        let recipe = read(&self.value, &mut problems);
+        self.finish(recipe, problems)
+    }
+
+    /// Checks the text as a suite on its own.
+    pub(super) fn validate_suite(&self) -> Result<Suite> {
+        let mut problems = Problems::default();
+        let suite = read_suite(String::new(), &self.value, &mut problems);
+        self.finish(suite, problems)
+    }
+
+    fn finish<T>(&self, value: Option<T>, problems: Problems) -> Result<T> {
+        match value {
+            Some(value) if problems.0.is_empty() => Ok(value),
+            _ => {
+                let place = |(key, text): &(String, String)| format!("{key}: {text}{}", self.place(key));
+                let mut listed: Vec<String> = problems.0.iter().map(place).collect();
+                if listed.is_empty() {
+                    listed.push("could not be read".into());
+                }
+                Err(Error::Recipe { path: self.path.clone(), problems: listed })
+            }
+        }
+    }
+}
+
+/// Range checks of a section that has the right types.
+pub(super) trait Checked {
+    /// Adds a problem for every value of the section at `at` that makes no sense.
+    fn check(&self, at: &str, problems: &mut Problems);
+}
+
+fn read(value: &Value, problems: &mut Problems) -> Option<Recipe> {
+    let mut top = Section::open(String::new(), value, problems)?;
+    let schema = top.required::<u64>("schema", problems);
+    if let Some(schema) = schema.filter(|schema| *schema != SCHEMA_VERSION) {
+        problems.add("schema", format!("expected {SCHEMA_VERSION}, got {schema}"));
+    }
+    let name = top.required::<String>("name", problems);
+    if let Some(name) = &name {
+        check_name(name, problems);
+    }
+    let matches = top.take("match").and_then(|v| read_match(v, problems));
+    let model = top.field::<String>("model", problems);
+    if let Some(model) = &model {
+        check_builtin("model", model, &BUILTIN_MODELS, problems);
+    }
+    let base_access = top.field("base_access", problems).unwrap_or_default();
+    let seed = top.field("seed", problems).unwrap_or_default();
+    let data = top.take("data").and_then(|v| read_data(v, problems)).unwrap_or_default();
+    let layers = top.take("layers").and_then(|v| read_layers("layers", v, problems)).unwrap_or_default();
+    let stages = match top.take("stages") {
+        Some(value) => list("stages".into(), value, problems, |at, v, p| read_stage(at, v, &layers, p)),
+        None => {
+            problems.add("stages", "is missing");
+            None
+        }
+    };
+    let suite = match top.take("suite") {
+        Some(value) => read_suite("suite".into(), value, problems),
+        None => {
+            problems.add("suite", "is missing");
+            None
+        }
+    };
+    let utility = match top.take("utility") {
+        Some(value) => read_utility(value, problems),
+        None => Some(vec![]),
+    };
+    let thresholds = match top.take("thresholds") {
+        Some(value) => read_thresholds(value, problems),
+        None => Some(Thresholds::default()),
+    };
+    top.close(problems);
+    if let (Some(thresholds), Some(suite)) = (&thresholds, &suite) {
+        check_gates(thresholds, suite, problems);
+    }
+    Some(Recipe {
+        schema: schema?,
+        name: name?,
+        matches,
+        model,
+        base_access,
+        seed,
+        data,
+        layers,
+        stages: stages?,
+        suite: suite?,
+        utility: utility?,
+        thresholds: thresholds?,
+    })
+}
+
+/// A list of one item at least, each read by `read`; `None` unless all of them can be.
+fn list<T>(
+    path: String,
+    value: &Value,
+    problems: &mut Problems,
+    mut read: impl FnMut(String, &Value, &mut Problems) -> Option<T>,
+) -> Option<Vec<T>> {
+    let Some(items) = value.as_array() else {
+        problems.add(path, format!("expected a list, got {}", show(value)));
+        return None;
+    };
+    if items.is_empty() {
+        problems.add(path, "expected one entry at least, got an empty list");
+        return None;
+    }
+    let read: Vec<Option<T>> = items.iter().enumerate().map(|(i, item)| read(join(&path, i), item, problems)).collect();
+    read.into_iter().collect()
+}
+
+fn check_name(name: &str, problems: &mut Problems) {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._".contains(c);
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) {
+        problems.add("name", format!("expected up to 64 of `a-z0-9-._`, got `{name}`"));
+    }
+}
+
+/// A value that starts with `builtin:` must be one of `names`; any other must not be empty.
+fn check_builtin(key: &str, given: &str, names: &[&str], problems: &mut Problems) {
+    if given.trim().is_empty() {
+        problems.add(key, "expected a path or a name, got nothing");
+    } else if given.starts_with("builtin:") && !names.contains(&given) {
+        let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+        let guess = did_you_mean(given, names.iter().copied());
+        problems.add(key, format!("expected {listed}, got `{given}`{guess}"));
+    }
+}
+
+fn read_match(value: &Value, problems: &mut Problems) -> Option<Match> {
+    let mut section = Section::open("match".into(), value, problems)?;
+    let model_type = section.required::<String>("model_type", problems);
+    let mut size = |key| section.take(key).and_then(|value| read_size(join("match", key), value, problems));
+    let (min_parameters, max_parameters) = (size("min_parameters"), size("max_parameters"));
+    if let (Some(min), Some(max)) = (min_parameters, max_parameters) {
+        if min > max {
+            problems.add("match.min_parameters", format!("expected at most `max_parameters` ({max}), got {min}"));
+        }
+    }
+    section.close(problems);
+    Some(Match { model_type: model_type?, min_parameters, max_parameters })
+}
+
+/// A count that may be written `5e6`.
+fn read_size(key: String, value: &Value, problems: &mut Problems) -> Option<u64> {
+    // Beyond 2⁵³ a double is no longer every whole number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let whole = value.as_f64().filter(|v| v.fract() == 0.0 && (1.0..=EXACT).contains(v));
+    if whole.is_none() {
+        problems.add(key, format!("expected a whole number such as `5e6`, got {}", show(value)));
+    }
+    whole.map(|v| v as u64)
+}
+
+fn read_data(value: &Value, problems: &mut Problems) -> Option<Data> {
+    let data: Data = Section::open("data".into(), value, problems)?.all(&[], problems)?;
+    check_builtin("data.prompts", &data.prompts, &BUILTIN_PROMPTS, problems);
+    Some(data)
+}
+
+fn read_layers(key: &str, value: &Value, problems: &mut Problems) -> Option<Layers> {
+    layers::read(value).map_err(|problem| problems.add(key, problem)).ok()
+}
+
+/// The `kind` of a stage or attack, one of `kinds`.
+fn read_kind(section: &mut Section<'_>, kinds: &[&str], problems: &mut Problems) -> Option<String> {
+    let kind = section.required::<String>("kind", problems)?;
+    if kinds.contains(&kind.as_str()) {
+        return Some(kind);
+    }
+    let listed = kinds.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
+    let guess = did_you_mean(&kind, kinds.iter().copied());
+    problems.add(section.key("kind"), format!("expected one of {listed}, got `{kind}`{guess}"));
+    None
+}
+
+fn read_stage(at: String, value: &Value, default: &Layers, problems: &mut Problems) -> Option<Stage> {
+    let mut section = Section::open(at, value, problems)?;
+    let kind = read_kind(&mut section, STAGE_KINDS, problems);
+    let layers = match section.take("layers") {
+        Some(value) => read_layers(&section.key("layers"), value, problems),
+        None => Some(default.clone()),
+    };
+    // Without a kind nobody knows the other keys; without layers they can still be checked.
+    let stage = Stage::read(&kind?, layers.clone().unwrap_or_default(), section, problems);
+    layers.and(stage)
+}
+
+fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suite> {
+    let mut section = Section::open(at.clone(), value, problems)?;
+    let evaluation_prompts = section.field("evaluation_prompts", problems).unwrap_or(200);
+    let max_new_tokens = section.field("max_new_tokens", problems).unwrap_or(40);
+    problems.count(&at, "evaluation_prompts", evaluation_prompts, 1, MAX_COUNT);
+    problems.count(&at, "max_new_tokens", max_new_tokens, 1, 65_536);
+    let attacks = match section.take("attacks") {
+        Some(value) => list(section.key("attacks"), value, problems, read_attack),
+        None => {
+            problems.add(section.key("attacks"), "is missing");
+            None
+        }
+    };
+    section.close(problems);
+    Some(Suite { evaluation_prompts, max_new_tokens, attacks: attacks? })
+}
+
+/// The names of a unit enum, from its schema: the registry itself stays where it is defined.
+fn names<T: schemars::JsonSchema>() -> Vec<String> {
+    let schema = schemars::schema_for!(T).to_value();
+    let text = |v: &Value| v.as_str().map(str::to_owned);
+    let constants = schema["oneOf"].as_array().into_iter().flatten();
+    let named = constants.flat_map(|one| {
+        text(&one["const"]).into_iter().chain(one["enum"].as_array().into_iter().flatten().filter_map(text))
+    });
+    named.chain(schema["enum"].as_array().into_iter().flatten().filter_map(text)).collect()
+}
+
+fn read_attack(at: String, value: &Value, problems: &mut Problems) -> Option<AttackSpec> {
+    let before = problems.0.len();
+    let mut section = Section::open(at.clone(), value, problems)?;
+    let kinds = names::<AttackKind>();
+    let kind = read_kind(&mut section, &kinds.iter().map(String::as_str).collect::<Vec<_>>(), problems);
+    let layers = section.take("layers").map(|v| read_layers(&join(&at, "layers"), v, problems));
+    let search = section.take("search").map(|v| {
+        let section = Section::open(join(&at, "search"), v, problems)?;
+        section.all::<Search>(&[], problems)
+    });
+    // Whatever the kind, the other keys are the same, so an unknown kind does not stop their check.
+    let mut given = vec![("kind", Value::from(kind.as_deref().unwrap_or("identity")))];
+    given.push(("layers", serde_json::to_value(layers.clone().flatten().unwrap_or_default()).ok()?));
+    given.push(("search", serde_json::to_value(search.flatten()).ok()?));
+    let spec: AttackSpec = section.all(&given, problems)?;
+    if kind.is_some() {
+        spec.check(&at, problems);
+    }
+    (problems.0.len() == before).then_some(spec)
+}
+
+fn read_utility(value: &Value, problems: &mut Problems) -> Option<Vec<TaskSpec>> {
+    if value.as_array().is_some_and(Vec::is_empty) {
+        return Some(vec![]);
+    }
+    let tasks = list("utility".into(), value, problems, |at, v, p| {
+        let mut section = Section::open(at.clone(), v, p)?;
+        let task = section.required::<Value>("task", p)?;
+        let task = parse::<crate::utility::spec::Task>(join(&at, "task"), &task, p);
+        let given = task.or(Some(crate::utility::spec::Task::Maths)).and_then(|t| serde_json::to_value(t).ok())?;
+        let spec: TaskSpec = section.all(&[("task", given)], p)?;
+        spec.check(&at, p);
+        task.map(|_| spec)
+    })?;
+    for (i, task) in tasks.iter().enumerate() {
+        if tasks[..i].iter().any(|earlier| earlier.task == task.task) {
+            problems.add(join(&join("utility", i), "task"), "is measured twice");
+        }
+    }
+    Some(tasks)
+}
+
+fn read_thresholds(value: &Value, problems: &mut Problems) -> Option<Thresholds> {
+    let mut section = Section::open("thresholds".into(), value, problems)?;
+    fn part<T>(section: &mut Section<'_>, key: &str, problems: &mut Problems) -> Option<T>
+    where
+        T: serde::de::DeserializeOwned + schemars::JsonSchema + Default,
+    {
+        match section.take(key) {
+            Some(value) => Section::open(section.key(key), value, problems)?.all(&[], problems),
+            None => Some(T::default()),
+        }
+    }
+    let frozen_asr = part(&mut section, "frozen_asr", problems);
+    let adaptive_asr = part(&mut section, "adaptive_asr", problems);
+    let control_asr = part(&mut section, "control_asr", problems);
+    let clean_refusal = part(&mut section, "clean_refusal", problems);
+    let degenerate = part(&mut section, "degenerate", problems);
+    section.close(problems);
+    let thresholds = Thresholds {
+        frozen_asr: frozen_asr?,
+        adaptive_asr: adaptive_asr?,
+        control_asr: control_asr?,
+        clean_refusal: clean_refusal?,
+        degenerate: degenerate?,
+    };
+    thresholds.check("thresholds", problems);
+    Some(thresholds)
+}
+
+/// A bound on rows that the suite does not have could never be decided.
+fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) {
+    let is_control = |attack: &&AttackSpec| matches!(attack.kind, AttackKind::Random | AttackKind::Identity);
+    let has = |knowledge| suite.attacks.iter().filter(|a| !is_control(a)).any(|a| a.knowledge.contains(&knowledge));
+    let nothing = |what: &str| format!("bounds {what}, but `suite.attacks` has none");
+    if thresholds.frozen_asr.gates() && !has(Knowledge::Frozen) {
+        problems.add("thresholds.frozen_asr", nothing("attacks of knowledge `frozen`"));
+    }
+    if thresholds.adaptive_asr.gates() && !has(Knowledge::Adaptive) {
+        problems.add("thresholds.adaptive_asr", nothing("attacks of knowledge `adaptive`"));
+    }
+    if thresholds.control_asr.max.is_some() && !suite.attacks.iter().any(|a| is_control(&a)) {
+        problems.add("thresholds.control_asr", nothing("controls (`random`, `identity`)"));
+    }
+}
+
+impl Checked for EtSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        for (key, value) in [("rank", self.rank), ("attack_rank", self.attack_rank)] {
+            problems.count(at, key, value, 1, MAX_RANK);
+        }
+        let counts = [("attack_pairs", self.attack_pairs), ("batch", self.batch), ("prompts", self.prompts)];
+        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
+            problems.count(at, key, value, 1, MAX_COUNT);
+        }
+        // No step at all is allowed: it must leave every byte as it was, and a test says so.
+        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
+        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
+        problems.within(at, "lambda", self.lambda, 1e6);
+        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        problems.within(at, "accept_below", self.accept_below, 1.0);
+    }
+}
+
+impl Checked for AdversarialSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        problems.count(at, "rank", self.rank, 0, MAX_RANK);
+        for (key, value) in [
+            ("pool", self.pool),
+            ("restart_after", self.restart_after),
+            ("batch", self.batch),
+            ("anchor_batch", self.anchor_batch),
+        ] {
+            problems.count(at, key, value, 1, MAX_COUNT);
+        }
+        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
+        problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
+        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        problems.within(at, "kl_weight", self.kl_weight, 1e6);
+        rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
+        if self.ranks.is_empty() {
+            problems.add(join(at, "ranks"), "expected one rank at least, got an empty list");
+        }
+        for (i, &rank) in self.ranks.iter().enumerate() {
+            problems.count(&join(at, "ranks"), &i.to_string(), rank, 1, MAX_RANK);
+        }
+        names_of_openings(at, &self.openings, problems);
+    }
+}
+
+impl Checked for AttackSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        problems.count(at, "rank", self.rank, 1, MAX_RANK);
+        for (key, value) in [("pairs", self.pairs), ("batch", self.batch), ("seeds", self.seeds)] {
+            problems.count(at, key, value, 1, MAX_COUNT);
+        }
+        if let Some(steps) = self.steps {
+            problems.count(at, "steps", steps, 1, MAX_COUNT);
+        }
+        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        if self.knowledge.is_empty() {
+            problems.add(join(at, "knowledge"), "expected `frozen`, `adaptive` or both, got an empty list");
+        }
+        if self.knowledge.iter().enumerate().any(|(i, k)| self.knowledge[..i].contains(k)) {
+            problems.add(join(at, "knowledge"), "names the same twice");
+        }
+        if self.kind == AttackKind::MeanDifference && self.coefficients.is_empty() {
+            problems.add(
+                join(at, "coefficients"),
+                "expected one strength at least for `mean-difference`, in multiples of the mean residual norm",
+            );
+        }
+        if self.kind != AttackKind::MeanDifference && !self.coefficients.is_empty() {
+            problems.add(join(at, "coefficients"), "only `mean-difference` sweeps strengths");
+        }
+        for (i, value) in self.coefficients.iter().enumerate() {
+            problems.positive(&join(at, "coefficients"), &i.to_string(), value.abs(), 1e4);
+        }
+        if let Some(search) = &self.search {
+            let at = join(at, "search");
+            if self.kind != AttackKind::Noreft {
+                problems.add(&at, "only a learned edit (`noreft`) is searched");
+            }
+            rates(&at, "learning_rates", &search.learning_rates, problems);
+            problems.count(&at, "seeds", search.seeds, 1, MAX_COUNT);
+            names_of_openings(&at, &search.openings, problems);
+        }
+    }
+}
+
+impl Checked for TaskSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        if let Some(items) = self.items {
+            problems.count(at, "items", items, 2, MAX_COUNT);
+        }
+        if let Some(bound) = self.bound {
+            problems.within(at, "bound", bound, 1e6);
+        }
+    }
+}
+
+impl Checked for Thresholds {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        let asr = |name: &'static str, bound: AsrBound| {
+            [("max_mean", bound.max_mean), ("max_worst", bound.max_worst), ("min_drop", bound.min_drop)]
+                .map(|(key, value)| (name, key, value))
+        };
+        let others = [
+            ("control_asr", "max", self.control_asr.max),
+            ("clean_refusal", "min", self.clean_refusal.min),
+            ("degenerate", "max", self.degenerate.max),
+        ];
+        let bounds = asr("frozen_asr", self.frozen_asr).into_iter().chain(asr("adaptive_asr", self.adaptive_asr));
+        for (name, key, value) in bounds.chain(others) {
+            if let Some(value) = value {
+                problems.within(&join(at, name), key, value, 1.0);
+            }
+        }
+    }
+}
+
+fn rates(at: &str, key: &str, values: &[f64], problems: &mut Problems) {
+    if values.is_empty() {
+        problems.add(join(at, key), "expected one step size at least, got an empty list");
+    }
+    for (i, &value) in values.iter().enumerate() {
+        problems.positive(&join(at, key), &i.to_string(), value, 1.0);
+    }
+}
+
+fn names_of_openings(at: &str, openings: &[String], problems: &mut Problems) {
+    for (i, opening) in openings.iter().enumerate() {
+        if opening.trim().is_empty() || openings[..i].contains(opening) {
+            problems.add(join(&join(at, "openings"), i), format!("expected a name not given before, got `{opening}`"));
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! What a person writes in a recipe, and what they are told about it.
+
+use std::path::Path;
+
+use immunise::Error;
+use immunise::recipe::{EMBEDDED, RawRecipe, Recipe, STAGE_KINDS, Stage, Suite};
+
+const SMALL: &str = "schema: 1
+name: small
+stages:
+  - kind: et
+    rank: 3
+suite:
+  attacks:
+    - {kind: noreft}
+";
+
+fn parse(text: &str) -> Result<Recipe, Error> {
+    Recipe::parse(text, Path::new("r.yaml"))
+}
+
+fn problems(text: &str) -> Vec<String> {
+    match parse(text) {
+        Err(Error::Recipe { problems, .. }) => problems,
+        other => panic!("expected a recipe error, got {other:?}"),
+    }
+}
+
+#[test]
+fn every_embedded_recipe_is_valid_and_matches_a_model_type() {
+    for (name, _) in EMBEDDED {
+        let recipe = Recipe::embedded(name).unwrap();
+        assert_eq!(recipe.name, name);
+        assert!(recipe.matches.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_shown_parses_back_to_the_same_recipe_and_digest() {
+    for (name, _) in EMBEDDED {
+        let recipe = Recipe::embedded(name).unwrap();
+        let again = parse(&recipe.show()).unwrap();
+        assert_eq!(again, recipe);
+        assert_eq!(again.digest(), recipe.digest());
+        assert_eq!(again.show(), recipe.show());
+    }
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let recipe = parse(SMALL).unwrap();
+    assert_eq!((recipe.suite.evaluation_prompts, recipe.suite.max_new_tokens), (200, 40));
+    assert_eq!(recipe.data.prompts, "builtin:prompts");
+    assert!(recipe.show().contains("learning_rate: 0.003"), "{}", recipe.show());
+    match &recipe.stages[0] {
+        Stage::Et(spec, layers) => assert_eq!((spec.rank, layers), (3, &recipe.layers)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_digest_ignores_form_and_notices_content() {
+    let recipe = parse(SMALL).unwrap();
+    let reordered = "suite: {attacks: [{kind: noreft, rank: 2}]}\nstages: [{rank: 3, kind: et}] # the same\nname: small\nschema: 1\n";
+    assert_eq!(parse(reordered).unwrap().digest(), recipe.digest());
+    assert_ne!(recipe.with_overrides(&["seed=1"]).unwrap().digest(), recipe.digest());
+    assert_eq!(recipe.digest().len(), 64);
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_key_and_line() {
+    let text = "schema: 2
+name: Bad Name
+sead: 3
+stages:
+  - {kind: ett}
+  - kind: et
+    rnak: 2
+    steps: many
+    learning_rate: -1
+suite:
+  attacks:
+    - {kind: norfet}
+    - {kind: noreft, knowledge: [frozn], pairs: 0, rank: two}
+    - {kind: noreft, search: {seeds: 0, learning_rates: [], strat: 1}}
+utility:
+  - {task: mathes}
+  - {task: kl, bound: -1}
+thresholds:
+  frozen_asr: {max_mean: 1.5, max_men: 1}
+";
+    let found = problems(text);
+    for expected in [
+        "schema: expected 1, got 2 (line 1)",
+        "name: expected up to 64 of `a-z0-9-._`, got `Bad Name` (line 2)",
+        "sead: unknown key; did you mean `seed`? (line 3)",
+        "stages.0.kind: expected one of `et`, `et-faithful`, `adversarial`, got `ett`; did you mean `et`? (line 5)",
+        "stages.1.rnak: unknown key; did you mean `rank`? (line 7)",
+        "stages.1.steps: expected a whole number, 0 or more, got `many` (line 8)",
+        "did you mean `noreft`? (line 12)",
+        "suite.attacks.1.knowledge: expected one of `frozen`, `adaptive`, got `frozn`; did you mean `frozen`? (line 13)",
+        "suite.attacks.1.rank: expected a whole number, 0 or more, got `two` (line 13)",
+        "suite.attacks.2.search.strat: unknown key",
+        "utility.0.task: expected one of",
+        "utility.1.bound: expected a number from 0 to 1000000, got -1 (line 17)",
+        "thresholds.frozen_asr.max_men: unknown key; did you mean `max_mean`? (line 19)",
+    ] {
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}\nin {found:#?}");
+    }
+}
+
+#[test]
+fn ranges_are_checked_where_types_are_right() {
+    let text = SMALL.replace("rank: 3", "rank: 0\n    learning_rate: -1\n    accept_below: 2\n    layers: [\"5-2\"]");
+    let found = problems(&text.replace("{kind: noreft}", "{kind: noreft, pairs: 0, search: {seeds: 0}}"));
+    for expected in [
+        "stages.0.rank: expected at least 1, got 0",
+        "stages.0.learning_rate",
+        "stages.0.accept_below",
+        "stages.0.layers: expected a range that ascends",
+        "suite.attacks.0.pairs",
+        "suite.attacks.0.search.seeds",
+    ] {
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}\nin {found:#?}");
+    }
+}
+
+#[test]
+fn missing_sections_and_empty_lists_are_problems() {
+    let found = problems("name: x\n");
+    for key in ["schema: is missing", "stages: is missing", "suite: is missing"] {
+        assert!(found.iter().any(|p| p == key), "{key}\nin {found:#?}");
+    }
+    let found = problems("schema: 1\nname: x\nstages: []\nsuite: {attacks: []}\n");
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+#[test]
+fn a_gate_on_rows_that_the_suite_lacks_is_a_problem() {
+    let text = SMALL.replace("{kind: noreft}", "{kind: noreft, knowledge: [frozen]}")
+        + "thresholds: {adaptive_asr: {max_worst: 0.5}, control_asr: {max: 0.1}}\n";
+    let found = problems(&text);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found[0].starts_with("thresholds.adaptive_asr: bounds attacks of knowledge `adaptive`"), "{found:#?}");
+}
+
+#[test]
+fn stage_layers_default_to_those_of_the_recipe() {
+    let text = format!("layers: [0, 2-3]\n{SMALL}");
+    let recipe = parse(&text).unwrap();
+    assert_eq!(immunise::recipe::layers::resolve(recipe.stages[0].layers(), 6, "layers").unwrap(), [0, 2, 3]);
+}
+
+#[test]
+fn overrides_come_before_validation_and_say_so_when_wrong() {
+    let raw = RawRecipe::parse(SMALL, Path::new("r.yaml")).unwrap();
+    let recipe = raw.clone().with_overrides(&["stages.0.rank=5", "match={model_type: llama, max_parameters: 5e6}"]);
+    let recipe = recipe.unwrap().validate().unwrap();
+    assert_eq!(recipe.matches.unwrap().max_parameters, Some(5_000_000));
+    let error = raw.with_overrides(&["stages.0.rank=0"]).unwrap().validate().unwrap_err().to_string();
+    assert!(error.contains("stages.0.rank: expected at least 1, got 0 (from --set)"), "{error}");
+}
+
+#[test]
+fn a_model_finds_its_recipe_by_type_and_size() {
+    let name = |model_type, parameters| Recipe::for_model(model_type, parameters).map(|r| r.name);
+    assert_eq!(name("llama", Some(1_000_000)).as_deref(), Some("demo"));
+    assert_eq!(name("llama", Some(135_000_000)).as_deref(), Some("llama"));
+    assert_eq!(Recipe::for_model_type("llama").map(|r| r.name).as_deref(), Some("llama"));
+    assert_eq!(name("qwen2", Some(494_000_000)).as_deref(), Some("qwen2"));
+    assert_eq!(name("mamba", None), None);
+}
+
+#[test]
+fn an_unknown_embedded_recipe_lists_the_known_ones() {
+    let error = Recipe::embedded("lama").unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    let text = error.to_string();
+    assert!(text.contains("did you mean `llama`?") && text.contains("`qwen2`"), "{text}");
+}
+
+#[test]
+fn the_schema_names_every_key_and_stage_kind() {
+    let schema = Recipe::schema();
+    let shown: serde_json::Value = serde_yaml::from_str(&Recipe::embedded("demo").unwrap().show()).unwrap();
+    for key in shown.as_object().unwrap().keys() {
+        assert!(schema["properties"].get(key).is_some(), "{key}");
+    }
+    let text = schema.to_string();
+    assert!(STAGE_KINDS.iter().all(|kind| text.contains(&format!("\"const\":\"{kind}\""))), "{text}");
+    let required: Vec<_> = schema["required"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
+    assert_eq!(required, ["schema", "name", "stages", "suite"]);
+}
+
+#[test]
+fn a_suite_can_stand_alone() {
+    let suite = Suite::parse("attacks: [{kind: ablation, pairs: 40}]\n", Path::new("s.yaml")).unwrap();
+    assert_eq!(suite.attacks[0].pairs, 40);
+    assert!(Suite::parse("attaks: []\n", Path::new("s.yaml")).unwrap_err().to_string().contains("did you mean"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[a-z0-9:\\[\\]{}&*!,\\- \n#'\"|>%@]{0,200}") {
+        let _ = parse(&text);
+        let _ = parse(&format!("{SMALL}{text}"));
+    }
+}
