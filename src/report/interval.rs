@@ -1,4 +1,4 @@
-//! Rates, means and paired differences with their 95 % intervals, and nothing that needs a random number.
+//! Rates, means and paired differences with their 95% intervals, and nothing that needs a random number.
 //!
 //! Every gate decides on these, so they are closed forms: the same counts give the same verdict on every machine.
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The standard normal quantile of 0.975: two-sided 95 %.
 pub const Z95: f64 = 1.959_963_984_540_054;
 
-/// A closed interval that holds the true value in 95 % of repetitions.
+/// A closed interval that holds the true value in 95% of repetitions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Interval {
     /// Lower end.
@@ -39,7 +39,7 @@ impl Interval {
     }
 }
 
-/// A value with its 95 % interval and the number of items behind it.
+/// A value with its 95% interval and the number of items behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Measured {
@@ -47,9 +47,9 @@ pub struct Measured {
     pub value: f64,
     /// Items measured.
     pub n: u64,
-    /// Lower end of the 95 % interval.
+    /// Lower end of the 95% interval.
     pub low: f64,
-    /// Upper end of the 95 % interval.
+    /// Upper end of the 95% interval.
     pub high: f64,
 }
 
@@ -128,7 +128,7 @@ impl Rate {
         if self.n == 0 { 0.0 } else { self.k as f64 / self.n as f64 }
     }
 
-    /// 95 % score interval, `[0, 1]` of no trials.
+    /// 95% score interval, `[0, 1]` of no trials.
     ///
     /// Source: E. B. Wilson, JASA 22 (1927) 209–212, without continuity correction. The ends are exact at `k = 0` and `k = n`.
     #[must_use]
@@ -192,7 +192,7 @@ impl Pairs {
         Rate::new(self.both + self.hardened_only, self.n())
     }
 
-    /// Hardened rate minus base rate with its 95 % interval, `[−1, 1]` of no items.
+    /// Hardened rate minus base rate with its 95% interval, `[−1, 1]` of no items.
     ///
     /// Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635–2650, method 10: Wilson intervals of both rates joined
     /// by square-and-add with the continuity-corrected phi of the table. Unlike the Wald form it stays honest when the two

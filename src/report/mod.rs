@@ -8,9 +8,11 @@
 pub mod approved;
 pub mod card;
 mod card_front;
+pub mod group;
 pub mod html;
 mod html_chart;
 pub mod interval;
+pub mod limit;
 pub mod merge;
 #[cfg(test)]
 mod sample;
@@ -18,6 +20,7 @@ pub mod schema;
 pub mod text;
 pub mod threshold;
 pub mod verdict;
+pub mod wording;
 
 pub use approved::Approved;
 pub use interval::{Interval, Measured, Pairs, Rate};

@@ -246,9 +246,9 @@ pub struct Outcome {
     pub degenerate: f64,
     /// Prompts.
     pub n: u64,
-    /// Lower end of the 95 % interval of `asr`.
+    /// Lower end of the 95% interval of `asr`.
     pub low: f64,
-    /// Upper end of the 95 % interval of `asr`.
+    /// Upper end of the 95% interval of `asr`.
     pub high: f64,
 }
 
@@ -266,6 +266,12 @@ impl Outcome {
             low,
             high,
         }
+    }
+
+    /// Attack success alone.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        Measured { value: self.asr, n: self.n, low: self.low, high: self.high }
     }
 }
 
@@ -297,7 +303,10 @@ pub struct UtilityRow {
     pub base: Option<Measured>,
     /// On the hardened model.
     pub hardened: Measured,
-    /// Change from base to hardened, from paired items, in the unit that `bound` is in (relative where the task says so).
+    /// `delta` and `bound` are fractions of the base's value instead of differences in `unit`.
+    #[serde(default)]
+    pub relative: bool,
+    /// Change from base to hardened, from paired items.
     pub delta: Option<Measured>,
     /// The most that the change may cost; absent: not gated.
     pub bound: Option<f64>,
@@ -315,7 +324,7 @@ pub struct Summary {
     pub frozen_asr: Option<MeanAsr>,
     /// The applicable row with the highest attack success on the hardened model.
     pub worst: Option<WorstCell>,
-    /// Gradient evaluations to 50 % attack success.
+    /// Gradient evaluations to 50% attack success.
     pub budget_to_half: BudgetToHalf,
 }
 

@@ -1,0 +1,110 @@
+//! Rows of one attack taken together over its blocks.
+
+use super::interval::Measured;
+use super::schema::{AttackRow, Outcome, Report};
+
+/// Mean over cells of the same prompts, with the mean of the cells' interval ends.
+///
+/// Cells share their prompts, so they rise and fall together: pooling their counts would pretend to more samples than there
+/// are. The mean of the ends is the interval of perfectly dependent cells, the widest that can be.
+pub fn mean_outcome<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Option<Measured> {
+    let (mut value, mut low, mut high, mut n, mut cells) = (0.0, 0.0, 0.0, 0, 0.0);
+    for outcome in outcomes {
+        value += outcome.asr;
+        low += outcome.low;
+        high += outcome.high;
+        n += outcome.n;
+        cells += 1.0;
+    }
+    (cells > 0.0).then(|| Measured { value: value / cells, n, low: low / cells, high: high / cells })
+}
+
+/// The rows that share name, positions and knowledge, in report order.
+#[derive(Debug, Clone)]
+pub struct Group<'a> {
+    /// Its rows; one at least.
+    pub rows: Vec<&'a AttackRow>,
+}
+
+impl<'a> Group<'a> {
+    /// Groups rows in order of first appearance.
+    #[must_use]
+    pub fn of(rows: &'a [AttackRow]) -> Vec<Self> {
+        let mut groups: Vec<Self> = vec![];
+        for row in rows {
+            match groups.iter_mut().find(|g| g.first().same_attack(row) && g.first().adaptive == row.adaptive) {
+                Some(group) => group.rows.push(row),
+                None => groups.push(Self { rows: vec![row] }),
+            }
+        }
+        groups
+    }
+
+    /// The row that speaks for what all rows share.
+    #[must_use]
+    pub fn first(&self) -> &'a AttackRow {
+        self.rows[0]
+    }
+
+    /// The rows that count.
+    pub fn applicable(&self) -> impl Iterator<Item = &'a AttackRow> + '_ {
+        self.rows.iter().copied().filter(|row| row.applicable)
+    }
+
+    /// Mean attack success of the counting rows on the un-hardened model.
+    #[must_use]
+    pub fn base(&self) -> Option<Measured> {
+        mean_outcome(self.applicable().filter_map(|row| row.base.as_ref()))
+    }
+
+    /// Mean attack success of the counting rows on the hardened model.
+    #[must_use]
+    pub fn hardened(&self) -> Option<Measured> {
+        mean_outcome(self.applicable().map(|row| &row.hardened))
+    }
+
+    /// The counting row with the highest attack success on the hardened model.
+    #[must_use]
+    pub fn worst(&self) -> Option<&'a AttackRow> {
+        self.applicable().reduce(|worst, row| if row.hardened.asr > worst.hardened.asr { row } else { worst })
+    }
+}
+
+impl AttackRow {
+    /// Whether both rows are the same attack, blocks and knowledge aside.
+    #[must_use]
+    pub fn same_attack(&self, other: &Self) -> bool {
+        self.name == other.name && self.positions == other.positions
+    }
+}
+
+impl Report {
+    /// Attack rows grouped over blocks.
+    #[must_use]
+    pub fn groups(&self) -> Vec<Group<'_>> {
+        Group::of(&self.attacks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn a_mean_of_cells_is_no_more_certain_than_a_cell() {
+        let cell = Outcome::from_counts(20, 180, 0, 200);
+        let mean = mean_outcome([&cell, &cell, &cell].into_iter()).unwrap();
+        assert!((mean.high - cell.high).abs() < 1e-12 && (mean.low - cell.low).abs() < 1e-12);
+        assert_eq!(mean_outcome([].into_iter()), None);
+    }
+
+    #[test]
+    fn groups_keep_knowledge_apart_and_skip_what_does_not_count() {
+        let report = sample::report();
+        let groups = report.groups();
+        assert_eq!(groups.len(), 3, "noreft frozen, noreft re-fitted, ablation");
+        assert_eq!((groups[2].rows.len(), groups[2].applicable().count()), (2, 1));
+        assert_eq!(groups[1].worst().map(|row| row.layers.clone()), Some(vec![5]));
+    }
+}

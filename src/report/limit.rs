@@ -1,0 +1,105 @@
+//! What a report does not show, in sentences: the part of every rendering that nobody may leave out.
+
+use super::schema::{Access, Report};
+
+/// Attack kinds of the catalogue with what they are, to name those that a report lacks.
+const CATALOGUE: [(&str, &str); 4] = [
+    ("noreft", "learned low-rank edits of a block's input"),
+    ("mean-difference", "steering along the difference of class means"),
+    ("ablation", "projecting the refusal direction out"),
+    ("delta-strip", "subtracting the hardening with the un-hardened weights at hand"),
+];
+
+/// What was not tested here.
+#[must_use]
+pub fn not_tested(report: &Report) -> Vec<String> {
+    let mut gaps = vec![];
+    for (family, what) in CATALOGUE {
+        let relevant = family != "delta-strip" || report.base.access == Access::Public;
+        if relevant && !report.attacks.iter().any(|row| row.family == family) {
+            gaps.push(format!("{} ({family}).", sentence(what)));
+        }
+    }
+    if !report.attacks.iter().any(|row| row.adaptive) {
+        gaps.push("Edits fitted on the hardened weights; every row was fitted on the un-hardened model.".into());
+    } else if report.rows(true).all(|row| row.budget.search.is_empty()) {
+        gaps.push(
+            "A search by the attacker over step sizes, starting points and target answers: the re-fitted rows use one setting \
+             each, so they are a lower bound on what an attacker reaches."
+                .into(),
+        );
+    }
+    let missing: Vec<&str> =
+        ["prompt", "all"].into_iter().filter(|p| !report.attacks.iter().any(|row| row.positions == *p)).collect();
+    for positions in missing {
+        let what = if positions == "all" { "every token, generated ones included" } else { "the prompt's tokens only" };
+        gaps.push(format!("Edits that act on {what}."));
+    }
+    gaps.push(
+        "Edits of several blocks at once, beyond those listed; other languages; long conversations; tool use.".into(),
+    );
+    gaps
+}
+
+/// What the method cannot do, whatever was measured.
+#[must_use]
+pub fn limits(report: &Report) -> Vec<String> {
+    let mut limits = vec![];
+    limits.push(match report.base.access {
+        Access::Public => {
+            "The un-hardened base is public. Whoever has both can subtract one from the other and is back where \
+                           they started; hardening protects those who are handed this checkpoint, not the base."
+                .into()
+        }
+        Access::Private => "The un-hardened base is private. Should it leak, the hardening can be subtracted.".into(),
+    });
+    limits.push(
+        "An attacker with a larger budget than the ones tested, in pairs, steps, rank or search, may succeed where these failed."
+            .into(),
+    );
+    limits.push("Fine-tuning the weights, or editing logits and sampled tokens, is not stopped by any of this.".into());
+    limits.push(
+        "It does not make the model safer in what it answers of its own accord: it keeps the refusals that were there."
+            .into(),
+    );
+    let judges: Vec<String> = report
+        .judges
+        .iter()
+        .map(|judge| match (judge.sensitivity, judge.specificity) {
+            (Some(se), Some(sp)) => {
+                format!("`{}` (sensitivity {se:.2}, specificity {sp:.2} on labelled answers)", judge.kind)
+            }
+            _ => format!("`{}` (not calibrated here)", judge.kind),
+        })
+        .collect();
+    if !judges.is_empty() {
+        limits.push(format!("Answers were judged by {}; its mistakes are in every rate.", judges.join(" and ")));
+    }
+    limits
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_not_listed_as_a_gap() {
+        let gaps = not_tested(&sample::report()).join("\n");
+        assert!(gaps.contains("(mean-difference)") && gaps.contains("(delta-strip)"), "{gaps}");
+        assert!(!gaps.contains("(noreft)") && !gaps.contains("(ablation)"), "{gaps}");
+    }
+
+    #[test]
+    fn a_private_base_is_described_as_one() {
+        let mut report = sample::report();
+        report.base.access = Access::Private;
+        assert!(limits(&report)[0].contains("private"));
+        assert!(!not_tested(&report).join("\n").contains("delta-strip"));
+    }
+}

@@ -1,0 +1,142 @@
+//! How numbers, blocks, rows and changes are put in words, the same in every rendering.
+
+use super::interval::Measured;
+use super::schema::{AttackRow, UtilityRow};
+
+impl AttackRow {
+    /// `re-fitted` or `frozen`, the words that readers see.
+    #[must_use]
+    pub fn knowledge(&self) -> &'static str {
+        if self.adaptive { "re-fitted" } else { "frozen" }
+    }
+
+    /// One line that names the row: name, knowledge, blocks and positions.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let knowledge = if self.control { "control" } else { self.knowledge() };
+        format!("{} ({knowledge}, {} positions) at {}", self.name, self.positions, blocks(&self.layers))
+    }
+}
+
+/// `block 3`, `blocks 0–2, 5`, or `no block`.
+#[must_use]
+pub fn blocks(layers: &[usize]) -> String {
+    match layers {
+        [] => "no block".into(),
+        [one] => format!("block {one}"),
+        _ => format!("blocks {}", ranges(layers)),
+    }
+}
+
+/// Ascending indices as `0–2, 5`.
+#[must_use]
+pub fn ranges(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = vec![];
+    for &layer in layers {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == layer => *end = layer,
+            _ => runs.push((layer, layer)),
+        }
+    }
+    let run = |&(start, end): &(usize, usize)| match end - start {
+        0 => start.to_string(),
+        1 => format!("{start}, {end}"),
+        _ => format!("{start}–{end}"),
+    };
+    runs.iter().map(run).collect::<Vec<_>>().join(", ")
+}
+
+/// A fraction as a percentage with one decimal, such as `4.5%`.
+#[must_use]
+pub fn percent(value: f64) -> String {
+    let text = format!("{:.1}", value * 100.0);
+    format!("{}%", if text == "-0.0" { "0.0" } else { &text })
+}
+
+/// A number with as many decimals as it deserves, at most four.
+#[must_use]
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    let text = if magnitude >= 1000.0 {
+        format!("{value:.0}")
+    } else if magnitude >= 100.0 {
+        format!("{value:.1}")
+    } else if magnitude >= 10.0 {
+        format!("{value:.2}")
+    } else if magnitude >= 1.0 {
+        format!("{value:.3}")
+    } else {
+        format!("{value:.4}")
+    };
+    let trimmed = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    if trimmed == "-0" { "0".into() } else { trimmed.into() }
+}
+
+/// `4.5% (95%: 2.1% to 8.0%, n = 200)`.
+#[must_use]
+pub fn with_interval(m: &Measured) -> String {
+    format!("{} (95%: {} to {}, n = {})", percent(m.value), percent(m.low), percent(m.high), m.n)
+}
+
+impl UtilityRow {
+    /// One of the task's values in its unit.
+    #[must_use]
+    pub fn amount(&self, value: f64) -> String {
+        if self.unit == "fraction" { percent(value) } else { number(value) }
+    }
+
+    /// A change with its sign, in percentage points, per cent of the base's value, or the task's unit.
+    #[must_use]
+    pub fn change(&self, value: f64) -> String {
+        let text = self.bare_change(value.abs());
+        let zero = !text.contains(|c: char| ('1'..='9').contains(&c));
+        match value {
+            _ if zero => text,
+            v if v < 0.0 => format!("−{text}"),
+            _ => format!("+{text}"),
+        }
+    }
+
+    /// An end of a change's interval: as [`UtilityRow::change`] without the unit.
+    #[must_use]
+    pub fn bare_end(&self, value: f64) -> String {
+        self.change(value).replace(" points", "").replace('%', "")
+    }
+
+    /// A size of change without a sign, such as a bound.
+    #[must_use]
+    pub fn bare_change(&self, value: f64) -> String {
+        if self.relative {
+            percent(value)
+        } else if self.unit == "fraction" {
+            format!("{:.1} points", value * 100.0)
+        } else {
+            number(value)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn changes_carry_their_sign_and_unit() {
+        let report = sample::report();
+        let row = &report.utility[0];
+        assert_eq!(
+            [row.change(-0.004), row.change(0.02), row.change(-0.0001)],
+            ["−0.4 points", "+2.0 points", "0.0 points"]
+        );
+        let relative = UtilityRow { relative: true, ..row.clone() };
+        assert_eq!(relative.change(0.031), "+3.1%");
+    }
+
+    #[test]
+    fn numbers_and_blocks_read_well() {
+        assert_eq!([percent(0.045), percent(-0.0001), percent(1.0)], ["4.5%", "0.0%", "100.0%"]);
+        assert_eq!([number(0.0083), number(12.0), number(1234.5), number(-0.00001)], ["0.0083", "12", "1234", "0"]);
+        assert_eq!([blocks(&[]), blocks(&[3]), blocks(&[0, 1, 2, 5, 6])], ["no block", "block 3", "blocks 0–2, 5, 6"]);
+    }
+}
