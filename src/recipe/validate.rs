@@ -164,10 +164,10 @@ fn read_match(value: &Value, problems: &mut Problems) -> Option<Match> {
     let model_type = section.required::<String>("model_type", problems);
     let mut size = |key| section.take(key).and_then(|value| read_size(join("match", key), value, problems));
     let (min_parameters, max_parameters) = (size("min_parameters"), size("max_parameters"));
-    if let (Some(min), Some(max)) = (min_parameters, max_parameters) {
-        if min > max {
-            problems.add("match.min_parameters", format!("expected at most `max_parameters` ({max}), got {min}"));
-        }
+    if let (Some(min), Some(max)) = (min_parameters, max_parameters)
+        && min > max
+    {
+        problems.add("match.min_parameters", format!("expected at most `max_parameters` ({max}), got {min}"));
     }
     section.close(problems);
     Some(Match { model_type: model_type?, min_parameters, max_parameters })

@@ -1,1 +1,474 @@
-//! (to be written)
+//! The report as one page: no network, no script, both colour schemes, fit for paper.
+
+use std::fmt::Write as _;
+
+use super::html_chart::{self, Series};
+use super::limit::{limits, not_tested};
+use super::schema::{Access, AttackRow, Report, Severity, Verdict};
+use super::wording::{blocks, number, percent, sentence};
+
+const STYLE: &str = include_str!("html.css");
+
+/// Rows up to which the full table starts unfolded.
+const UNFOLDED: usize = 40;
+
+/// The page; `recipe` is shown as text at its end.
+#[must_use]
+pub fn render(report: &Report, recipe: Option<&str>) -> String {
+    let title = format!("Hardening report: {}", report.base.source);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en-GB\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
+        escape(&title)
+    );
+    for section in [
+        head(report),
+        attacks(report),
+        price(report),
+        change(report),
+        findings(report),
+        gaps(report),
+        provenance(report, recipe),
+    ] {
+        page.push_str(&section);
+    }
+    page.push_str("</main>\n</body>\n</html>\n");
+    page
+}
+
+/// Text as HTML text or attribute value.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() && c != '\n' => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A sentence as HTML: what stands between backticks is code.
+fn prose(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts.fold(
+        String::new(),
+        |out, (i, part)| {
+            if i % 2 == 1 { out + "<code>" + &escape(part) + "</code>" } else { out + &escape(part) }
+        },
+    )
+}
+
+fn head(report: &Report) -> String {
+    let mut out = format!(
+        "<p class=\"eyebrow\">Hardening report</p>\n<h1>{}</h1>\n<p class=\"soft\">{}</p>\n",
+        escape(&report.base.source),
+        report.base.revision.as_deref().map_or_else(
+            || "Measured on the files as written.".into(),
+            |commit| format!("Base revision <code>{}</code>. Measured on the files as written.", escape(commit))
+        )
+    );
+    out.push_str(&banner(report));
+    out.push_str("<dl class=\"figures\">\n");
+    let clean = report.clean.refusal;
+    if let Some(mean) = report.summary.frozen_asr {
+        figure(&mut out, "Frozen edits succeed", Some(percent(mean.base)), &percent(mean.hardened), "mean over blocks");
+    }
+    if let Some(mean) = report.summary.mean_asr {
+        figure(
+            &mut out,
+            "Re-fitted edits succeed",
+            Some(percent(mean.base)),
+            &percent(mean.hardened),
+            "mean over blocks",
+        );
+    }
+    if let Some(worst) = &report.summary.worst {
+        let note = format!("{}, {}", worst.name, blocks(&worst.layers));
+        figure(&mut out, "Weakest spot", None, &percent(worst.asr), &note);
+    }
+    let before = clean.base.map(|base| percent(base.value));
+    figure(
+        &mut out,
+        "Hazards refused, no attack",
+        before,
+        &percent(clean.hardened.value),
+        &format!("n = {}", clean.hardened.n),
+    );
+    out.push_str("</dl>\n");
+    if let (Some(base), Some(hardened)) = (report.summary.budget_to_half.base, report.summary.budget_to_half.hardened) {
+        let _ = writeln!(
+            out,
+            "<p class=\"soft\">Gradient evaluations that the cheapest edit needs to succeed half of the time: {} before, {} after.</p>",
+            grouped(base),
+            grouped(hardened)
+        );
+    }
+    out
+}
+
+fn banner(report: &Report) -> String {
+    let (word, icon, why) = match report.verdict {
+        Verdict::Pass => (
+            "Pass",
+            r#"<circle cx="12" cy="12" r="10"/><path d="M7 12.5l3.4 3.5L17 8.5"/>"#,
+            "Every gate of the recipe holds with its 95% interval.",
+        ),
+        Verdict::Fail => (
+            "Fail",
+            r#"<path d="M8 2h8l6 6v8l-6 6H8l-6-6V8z"/><path d="M8.5 8.5l7 7m0-7l-7 7"/>"#,
+            "One gate of the recipe at least is broken with its 95% interval.",
+        ),
+        Verdict::Inconclusive => (
+            "Inconclusive",
+            r#"<path d="M12 2l10 18H2z"/><path d="M12 9v5m0 2.5v.5"/>"#,
+            "No gate is broken, but one at least could not be decided.",
+        ),
+    };
+    let reasons = report.findings.iter().filter(|f| match report.verdict {
+        Verdict::Pass => false,
+        Verdict::Fail => f.severity == Severity::Error,
+        Verdict::Inconclusive => f.severity == Severity::Warning,
+    });
+    let mut text = format!("<p>{why}</p>");
+    for finding in reasons.take(3) {
+        let _ = write!(text, "<p>{}</p>", escape(&sentence(&finding.message)));
+    }
+    format!(
+        "<div class=\"verdict {}\"><svg viewBox=\"0 0 24 24\" fill=\"none\" stroke=\"currentColor\" stroke-width=\"1.8\" \
+         stroke-linecap=\"round\" stroke-linejoin=\"round\" aria-hidden=\"true\">{icon}</svg><div><strong>{word}</strong>{text}</div></div>\n",
+        report.verdict.word()
+    )
+}
+
+fn figure(out: &mut String, name: &str, before: Option<String>, after: &str, note: &str) {
+    let before = before.map_or_else(String::new, |b| format!("<span class=\"was\">{b} → </span>"));
+    let _ = writeln!(
+        out,
+        "<div><dt>{name}</dt><dd class=\"big\">{before}{after}</dd><dd class=\"soft\">{}</dd></div>",
+        escape(note)
+    );
+}
+
+fn attacks(report: &Report) -> String {
+    let mut out = String::from(
+        "<h2>Attack success by block</h2>\n<p>Share of hazardous requests that are answered on topic while an edit acts on the \
+         model's activations. Whiskers are 95% Wilson intervals; base and hardened model see the same prompts. Faded marks \
+         do not count: the attack does not break the un-hardened model there.</p>\n<ul class=\"legend\">\n",
+    );
+    for series in Series::ALL {
+        let _ = writeln!(
+            out,
+            "<li><svg viewBox=\"0 0 16 16\" aria-hidden=\"true\">{}</svg>{}</li>",
+            series.mark(8.0, 8.0),
+            series.label()
+        );
+    }
+    if report.attacks.iter().any(|row| row.bound.is_some()) {
+        out.push_str(
+            "<li><svg viewBox=\"0 0 16 16\" aria-hidden=\"true\"><line class=\"limit\" x1=\"0\" x2=\"16\" y1=\"8\" y2=\"8\"/></svg>bound</li>\n",
+        );
+    }
+    out.push_str("</ul>\n");
+    let mut shown: Vec<&AttackRow> = vec![];
+    for (i, row) in report.attacks.iter().enumerate() {
+        if shown.iter().any(|seen| seen.same_attack(row)) {
+            continue;
+        }
+        shown.push(row);
+        let rows: Vec<&AttackRow> = report.attacks.iter().filter(|other| other.same_attack(row)).collect();
+        if let Some(picture) = html_chart::attack(report, &rows, &format!("attack-{i}")) {
+            let _ = writeln!(
+                out,
+                "<figure><figcaption><b>{}</b>, {} positions{}</figcaption><div class=\"scroll\" tabindex=\"0\">{picture}</div></figure>",
+                escape(&row.name),
+                escape(&row.positions),
+                budget(row)
+            );
+        }
+    }
+    if report.attacks.is_empty() {
+        out.push_str("<p>No attack was measured.</p>\n");
+    }
+    out.push_str(&every_row(report));
+    out
+}
+
+fn budget(row: &AttackRow) -> String {
+    let mut parts = vec![];
+    for (value, name) in [(row.budget.rank, "rank"), (row.budget.pairs, "pairs"), (row.budget.steps, "steps")] {
+        if value > 0 {
+            parts.push(format!("{} {name}", grouped(value)));
+        }
+    }
+    if let Some(rank) = parts.first_mut().filter(|_| row.budget.rank > 0) {
+        *rank = format!("rank {}", row.budget.rank);
+    }
+    if !row.budget.search.is_empty() {
+        parts.push(format!("worst of a search over {}", escape(&row.budget.search)));
+    }
+    parts.iter().fold(String::new(), |text, part| text + " · " + part)
+}
+
+fn every_row(report: &Report) -> String {
+    let all: Vec<&AttackRow> = report.attacks.iter().chain(&report.controls).collect();
+    let open = if all.len() <= UNFOLDED { " open" } else { "" };
+    let mut out = format!(
+        "<details{open}><summary>All {} rows</summary><div class=\"scroll\" tabindex=\"0\"><table><thead><tr><th scope=\"col\">attack</th>\
+         <th scope=\"col\">block</th><th scope=\"col\">positions</th><th scope=\"col\">fitted on</th><th scope=\"col\" class=\"n\">\
+         un-hardened</th><th scope=\"col\" class=\"n\">hardened</th><th scope=\"col\" class=\"n\">95%</th><th scope=\"col\" \
+         class=\"n\">degenerate</th><th scope=\"col\" class=\"n\">n</th></tr></thead><tbody>\n",
+        all.len()
+    );
+    for row in all {
+        let dim = if row.applicable { "" } else { " class=\"dim\"" };
+        let fitted = match (row.control, row.adaptive) {
+            (true, _) => "control",
+            (_, true) => "hardened",
+            _ => "base",
+        };
+        let after = row.hardened;
+        let _ = writeln!(
+            out,
+            "<tr{dim}><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{fitted}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{:.1} to {:.1}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+            escape(&row.name),
+            blocks(&row.layers).replace("blocks ", "").replace("block ", ""),
+            escape(&row.positions),
+            row.base.map_or_else(|| "–".into(), |base| percent(base.asr)),
+            percent(after.asr),
+            after.low * 100.0,
+            after.high * 100.0,
+            percent(after.degenerate),
+            after.n
+        );
+    }
+    out.push_str("</tbody></table></div></details>\n");
+    out
+}
+
+fn price(report: &Report) -> String {
+    let mut out = String::from(
+        "<h2>What it cost</h2>\n<p>The same items on both models, without any attack; changes are paired, item by item. The \
+         dashed line is the bound, the thin one no change.</p>\n<div class=\"scroll\" tabindex=\"0\"><table><thead><tr><th scope=\"col\">task</th>\
+         <th scope=\"col\" class=\"n\">un-hardened</th><th scope=\"col\" class=\"n\">hardened</th><th scope=\"col\" class=\"n\">change \
+         (95%)</th><th scope=\"col\"></th><th scope=\"col\" class=\"n\">bound</th><th scope=\"col\">gate</th></tr></thead><tbody>\n",
+    );
+    let dash = || "–".to_owned();
+    for (name, pair) in [
+        ("hazards refused", report.clean.refusal),
+        ("benign twins refused", report.clean.over_refusal),
+        ("degenerate answers", report.clean.degenerate),
+    ] {
+        let _ = writeln!(
+            out,
+            "<tr><th scope=\"row\">{name}</th><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">–</td><td></td><td class=\"n\">–</td><td></td></tr>",
+            pair.base.map_or_else(dash, |base| percent(base.value)),
+            percent(pair.hardened.value)
+        );
+    }
+    for row in &report.utility {
+        let change = row.delta.map_or_else(dash, |d| {
+            format!("{} <small>({} to {})</small>", row.change(d.value), row.bare_end(d.low), row.bare_end(d.high))
+        });
+        let gate = match (row.bound, row.ok) {
+            (None, _) => "",
+            (Some(_), Some(true)) => "<span class=\"tag pass\">holds</span>",
+            (Some(_), Some(false)) => "<span class=\"tag fail\">fails</span>",
+            (Some(_), None) => "<span class=\"tag inconclusive\">undecided</span>",
+        };
+        let _ = writeln!(
+            out,
+            "<tr><th scope=\"row\">{}<br><small class=\"soft\">{}, n = {}</small></th><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{change}</td><td>{}</td><td class=\"n\">{}</td><td>{gate}</td></tr>",
+            escape(&row.task),
+            escape(&row.metric),
+            row.hardened.n,
+            row.base.map_or_else(dash, |base| row.amount(base.value)),
+            row.amount(row.hardened.value),
+            html_chart::forest(row).unwrap_or_default(),
+            row.bound.map_or_else(dash, |bound| row.bare_change(bound)),
+        );
+    }
+    out.push_str("</tbody></table></div>\n");
+    out
+}
+
+fn change(report: &Report) -> String {
+    let delta = &report.hardened.delta;
+    let rank = delta
+        .effective_rank
+        .map_or_else(String::new, |rank| format!(", with an effective rank of {} at most", number(rank)));
+    let mut out = format!(
+        "<h2>What changed in the weights</h2>\n<p>{} tensors differ from the base, the one that moved furthest by {} of its norm{rank}. \
+         All other bytes are the base's.</p>\n",
+        delta.tensors_changed,
+        percent(delta.max_relative_norm)
+    );
+    if let Some(picture) = html_chart::norms(&delta.blocks, "norms") {
+        let _ = writeln!(
+            out,
+            "<figure><figcaption>Size of the change relative to each block's weights (Frobenius)</figcaption><div class=\"scroll\" tabindex=\"0\">{picture}</div></figure>"
+        );
+    }
+    out
+}
+
+fn findings(report: &Report) -> String {
+    let mut out = String::from("<h2>Findings</h2>\n<ul class=\"findings\">\n");
+    for finding in &report.findings {
+        let (class, word) = match finding.severity {
+            Severity::Info => ("pass", "holds"),
+            Severity::Warning => ("inconclusive", "note"),
+            Severity::Error => ("fail", "fails"),
+        };
+        let _ = writeln!(
+            out,
+            "<li><span class=\"tag {class}\">{word}</span><span>{}<code>{}</code></span></li>",
+            escape(&sentence(&finding.message)),
+            escape(&finding.code)
+        );
+    }
+    out.push_str("</ul>\n");
+    out
+}
+
+fn gaps(report: &Report) -> String {
+    let list = |items: Vec<String>| {
+        items.iter().fold(String::from("<ul class=\"plain\">\n"), |out, item| out + "<li>" + &prose(item) + "</li>\n")
+            + "</ul>\n"
+    };
+    format!(
+        "<h2>What was not tested</h2>\n{}<h2>What it cannot do</h2>\n{}",
+        list(not_tested(report)),
+        list(limits(report))
+    )
+}
+
+fn provenance(report: &Report, recipe: Option<&str>) -> String {
+    let access = match report.base.access {
+        Access::Public => "public",
+        Access::Private => "private",
+    };
+    let mut out = String::from("<h2>Provenance</h2>\n<div class=\"scroll\" tabindex=\"0\"><table><tbody>\n");
+    let facts = [
+        ("tool", format!("{} {}", report.tool.name, report.tool.version)),
+        ("recipe", report.recipe_digest.clone()),
+        ("seed", report.seed.to_string()),
+        ("device", format!("{}, {}", report.device, report.simd)),
+        ("un-hardened base", access.to_owned()),
+    ];
+    let files = |which: &str, digests: &std::collections::BTreeMap<String, String>| {
+        digests.iter().map(|(file, digest)| (format!("{which}: {file}"), digest.clone())).collect::<Vec<_>>()
+    };
+    let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let all = facts.chain(files("base", &report.base.digests)).chain(files("hardened", &report.hardened.digests));
+    for (name, value) in all {
+        let _ = writeln!(
+            out,
+            "<tr><th scope=\"row\">{}</th><td class=\"digest\"><code>{}</code></td></tr>",
+            escape(&name),
+            escape(&value)
+        );
+    }
+    out.push_str("</tbody></table></div>\n");
+    if let Some(recipe) = recipe {
+        let _ = writeln!(out, "<details><summary>Recipe</summary><pre>{}</pre></details>", escape(recipe));
+    }
+    out
+}
+
+/// A count with thin spaces between thousands.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) && digits.len() > 4 {
+            out.push('\u{202f}');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn the_page_stands_alone() {
+        let page = render(&sample::report(), Some("schema: 1\n"));
+        for forbidden in ["http://", "https://", "<script", "src=", "@import", "url("] {
+            assert!(!page.contains(forbidden), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn the_page_shows_verdict_pictures_findings_and_gaps() {
+        let report = sample::report();
+        let page = render(&report, None);
+        for part in
+            ["verdict pass", "96.2% → ", "aria-labelledby=\"attack-0-t", "What was not tested", "asr-within-bound"]
+        {
+            assert!(page.contains(part), "{part}");
+        }
+        assert_eq!(page.matches("<figure>").count(), 3, "two attacks and the norms");
+        assert_eq!(page.matches("<tr").count(), page.matches("</tr>").count());
+    }
+
+    #[test]
+    fn what_came_from_outside_is_escaped() {
+        let mut report = sample::report();
+        report.base.source = "<img src=x onerror=alert(1)>".into();
+        report.attacks[0].name = "\"><script>".into();
+        report.attacks[0].positions = "<i>".into();
+        report.conclude(&sample::thresholds());
+        let page = render(&report, Some("</pre><script>"));
+        assert!(!page.contains("<img") && !page.contains("<script") && !page.contains("<i>"));
+        assert!(page.contains("&lt;img src=x"));
+    }
+
+    #[test]
+    fn a_failed_banner_says_why() {
+        let mut report = sample::report();
+        report.clean.refusal.hardened = super::super::Rate::new(10, 100).into();
+        report.conclude(&sample::thresholds());
+        let page = render(&report, None);
+        assert!(page.contains("verdict fail") && page.contains("<p>Without an attack it refuses 10.0%"));
+    }
+
+    #[test]
+    fn the_same_report_renders_to_the_same_bytes() {
+        assert_eq!(render(&sample::report(), None), render(&sample::report(), None));
+        assert_eq!([grouped(120), grouped(1200), grouped(64_000)], ["120", "1200", "64\u{202f}000"]);
+    }
+
+    #[test]
+    #[ignore = "writes the sample page to the folder in IMMUNISE_SAMPLE, to be looked at"]
+    fn write_sample() {
+        let folder = std::path::PathBuf::from(std::env::var_os("IMMUNISE_SAMPLE").unwrap());
+        let recipe = include_str!("../../recipes/demo.yaml");
+        let mut report = sample::report();
+        std::fs::write(folder.join("pass.html"), render(&report, Some(recipe))).unwrap();
+        let many = (0..32).flat_map(|l| {
+            [
+                sample::row("noreft r2 p80", l, false, 190, l as u64),
+                sample::row("noreft r2 p80", l, true, 190, 150 - 2 * l as u64),
+            ]
+        });
+        report.attacks = many.collect();
+        report.controls = (0..32).map(|l| sample::control(l, 1)).collect();
+        report.clean.refusal.hardened = super::super::Rate::new(80, 100).into();
+        report.conclude(&sample::thresholds());
+        std::fs::write(folder.join("fail.html"), render(&report, Some(recipe))).unwrap();
+    }
+}

@@ -1,6 +1,7 @@
 //! What a report does not show, in sentences: the part of every rendering that nobody may leave out.
 
 use super::schema::{Access, Report};
+use super::wording::sentence;
 
 /// Attack kinds of the catalogue with what they are, to name those that a report lacks.
 const CATALOGUE: [(&str, &str); 4] = [
@@ -76,11 +77,6 @@ pub fn limits(report: &Report) -> Vec<String> {
         limits.push(format!("Answers were judged by {}; its mistakes are in every rate.", judges.join(" and ")));
     }
     limits
-}
-
-fn sentence(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 #[cfg(test)]

@@ -72,6 +72,13 @@ pub fn number(value: f64) -> String {
     if trimmed == "-0" { "0".into() } else { trimmed.into() }
 }
 
+/// The text with a capital at its start.
+#[must_use]
+pub fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
 /// `4.5% (95%: 2.1% to 8.0%, n = 200)`.
 #[must_use]
 pub fn with_interval(m: &Measured) -> String {
