@@ -26,7 +26,7 @@ impl RawRecipe {
     /// Checks everything that can be checked without the model.
     ///
     /// # Errors
-    /// [`Error::Recipe`] with every problem, in the order of the file.
+    /// [`Error::Recipe`] with every problem, section by section.
     pub fn validate(&self) -> Result<Recipe> {
         let mut problems = Problems::default();
         let recipe = read(&self.value, &mut problems);

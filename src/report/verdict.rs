@@ -158,6 +158,13 @@ impl Court<'_> {
         self.clean(thresholds);
         self.utility();
         self.side_effects();
+        if !self.report.attacks.iter().any(|row| row.applicable) {
+            // Harmless and cheap is not hardened: without one attack that works on the base, nothing was shown.
+            self.undecided = true;
+            if self.report.attacks.is_empty() {
+                self.note("nothing-measured", Severity::Warning, "no attack was measured".into(), None, None);
+            }
+        }
         if self.gates == 0 {
             self.undecided = true;
             self.note(
@@ -480,6 +487,21 @@ mod tests {
         r.conclude(&only_frozen(0.1));
         assert_eq!((r.verdict, codes(&r)[0]), (Verdict::Inconclusive, "nothing-to-defend"));
         assert_eq!(r.summary.worst, None);
+    }
+
+    #[test]
+    fn keeping_utility_is_no_pass_when_no_attack_counts() {
+        let utility_only = |mut r: Report| {
+            r.conclude(&Thresholds::default());
+            r.verdict
+        };
+        assert_eq!(utility_only(report()), Verdict::Pass);
+        let mut r = report();
+        r.attacks.iter_mut().for_each(|row| row.base = Some(Outcome::from_counts(10, 190, 0, 200)));
+        assert_eq!(utility_only(r), Verdict::Inconclusive);
+        let mut r = report();
+        r.attacks.clear();
+        assert_eq!(utility_only(r), Verdict::Inconclusive);
     }
 
     #[test]
