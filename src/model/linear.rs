@@ -4,7 +4,7 @@
 //! a custom operation that never does. The adapter path `x → s·(xAᵀ)Bᵀ` is fused with the frozen product: one output
 //! buffer, and a backward pass that costs the frozen `dy·W` plus four thin products.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor};
 
 use super::kernel::{contiguous, flat, tensor_like};
 use crate::math::gemm::{View, gemm};
@@ -106,6 +106,7 @@ impl Linear {
                 (x.matmul(&self.weight.t()?)? + (low * adapter.scale)?)?
             }
             None if fused => x.contiguous()?.apply_op1(Frozen { weight: self.weight.clone() })?,
+            None if x.device().is_cpu() => x.contiguous()?.apply_op2(&self.weight, Trained)?,
             None => x.matmul(&self.weight.t()?)?,
         };
         let y = match &self.bias {
@@ -146,6 +147,52 @@ impl CustomOp1 for Frozen {
         let map = View::rows(&weight, d_in);
         gemm((rows, d_out, d_in), View::rows(&grad, d_out), map, &mut dx, d_in, 0.0, 1.0);
         Ok(Some(tensor_like(dx, x)?))
+    }
+}
+
+struct Trained;
+
+impl CustomOp2 for Trained {
+    fn name(&self) -> &'static str {
+        "trained-linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (d_out, d_in) = weight_layout.shape().dims2()?;
+        let (x, weight) = (contiguous(x, x_layout)?, contiguous(weight, weight_layout)?);
+        let rows = x.len() / d_in;
+        let mut out = vec![0.0; rows * d_out];
+        gemm((rows, d_in, d_out), View::rows(x, d_in), View::rows(weight, d_in).t(), &mut out, d_out, 0.0, 1.0);
+        Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
+        let (d_out, d_in) = weight.dims2()?;
+        let (xs, dy, w) = (flat(x)?, flat(grad)?, flat(weight)?);
+        let (xs, dy, w) = (xs.values()?, dy.values()?, w.values()?);
+        let rows = xs.len() / d_in;
+        let dx = if x.track_op() {
+            let mut out = vec![0.0; rows * d_in];
+            gemm((rows, d_out, d_in), View::rows(&dy, d_out), View::rows(&w, d_in), &mut out, d_in, 0.0, 1.0);
+            Some(tensor_like(out, x)?)
+        } else {
+            None
+        };
+        let mut out = vec![0.0; d_out * d_in];
+        gemm((d_out, rows, d_in), View::rows(&dy, d_out).t(), View::rows(&xs, d_in), &mut out, d_in, 0.0, 1.0);
+        Ok((dx, Some(tensor_like(out, weight)?)))
     }
 }
 
