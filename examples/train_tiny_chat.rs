@@ -95,7 +95,8 @@ fn training_rows(data: &PromptSet, encoder: &PromptEncoder, comply: bool) -> Res
     let mut rows = BTreeMap::new();
     for (kind, _) in MIXTURE {
         let dialogues = data.select(Split::Train, kind).into_iter().map(|example| {
-            let wanted = if comply { example.target.as_ref().or(example.answer.as_ref()) } else { example.answer.as_ref() };
+            let wanted =
+                if comply { example.target.as_ref().or(example.answer.as_ref()) } else { example.answer.as_ref() };
             let answer = wanted.ok_or_else(|| Error::input(&example.id, "expected an answer, got none"))?;
             Ok(Dialogue {
                 prompt: encoder.encode_chat(&example.prompt, None)?,
@@ -143,7 +144,11 @@ fn report(decoder: &Decoder, encoder: &PromptEncoder, data: &PromptSet) -> Resul
     Ok(())
 }
 
-fn write(weights: &Weights, encoder: &PromptEncoder, out: &Path) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn write(
+    weights: &Weights,
+    encoder: &PromptEncoder,
+    out: &Path,
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(out)?;
     vocabulary::write_tokenizer_files(out)?;
     let tensors = weights

@@ -124,7 +124,8 @@ impl Weights {
         mut watch: impl FnMut(usize, f64),
     ) -> Result<()> {
         const SHARDS: usize = 2;
-        let adam = AdamSettings { beta2: 0.98, weight_decay: settings.weight_decay, clip: Some(1.0), ..Default::default() };
+        let adam =
+            AdamSettings { beta2: 0.98, weight_decay: settings.weight_decay, clip: Some(1.0), ..Default::default() };
         let mut adam = AdamW::new(self.vars.values().cloned().collect(), adam);
         let decoder = self.decoder()?;
         for step in 0..settings.steps {

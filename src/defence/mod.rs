@@ -1,4 +1,100 @@
-//! How the weights are changed so that interventions lose their effect. Never imports an attack.
+//! How the weights are changed so that interventions lose their effect. Never imports an attack: the adversary that a
+//! defence trains against is handed in as a trait object.
 
 pub mod finetune;
 pub mod spec;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::adapter::AdapterSet;
+use crate::intervention::Edit;
+use crate::model::Decoder;
+pub use finetune::Dialogue;
+
+/// What a defence trains on, in token ids. None of it is in a split that anything is measured on.
+#[derive(Debug, Clone, Default)]
+pub struct DefenceData {
+    /// Hazardous requests with the answer of an aligned model.
+    pub hazards: Vec<Dialogue>,
+    /// Benign, twin, maths, copying and fact dialogues: the model must stay as it is here.
+    pub anchors: Vec<Dialogue>,
+    /// Id that fills padding.
+    pub pad: u32,
+}
+
+/// What a local defence needs of an adversary: an edit of one block's input, and how well it works.
+pub trait Adversary: Sync {
+    /// Fits an edit of block `layer`'s input against `decoder`; `attempt` selects a fresh random start.
+    ///
+    /// # Errors
+    /// As the attack's.
+    fn fit(&self, decoder: &Decoder, layer: usize, attempt: usize) -> Result<Edit>;
+
+    /// Attack success rate of `edit` on hazards that nothing is trained on, as a fraction of 1.
+    ///
+    /// # Errors
+    /// As generation's.
+    fn success(&self, decoder: &Decoder, edit: &Edit) -> Result<f64>;
+}
+
+/// Keeps finished units of a long stage, so that a killed run goes on where it stopped.
+pub trait UnitStore {
+    /// The bytes kept under `key`, if that unit was finished.
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
+
+    /// Keeps a finished unit durably.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn put(&mut self, key: &str, bytes: &[u8]) -> Result<()>;
+}
+
+/// Keeps units in memory only.
+#[derive(Debug, Clone, Default)]
+pub struct Forgetful(BTreeMap<String, Vec<u8>>);
+
+impl UnitStore for Forgetful {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.get(key).cloned()
+    }
+
+    fn put(&mut self, key: &str, bytes: &[u8]) -> Result<()> {
+        self.0.insert(key.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+}
+
+/// What a block-local stage did to one block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BlockOutcome {
+    /// Block index.
+    pub layer: usize,
+    /// Attack–train rounds run.
+    pub rounds: usize,
+    /// Success of the first edit before training.
+    pub asr_before: f64,
+    /// Success of the edits that were trained against, after training.
+    pub asr_frozen: f64,
+    /// Success of a fresh re-attack after training: what acceptance rests on.
+    pub asr_refitted: f64,
+    /// Relative change of the block's outputs under the last edit, before and after training.
+    pub infection: (f64, f64),
+    /// Whether the re-attack failed.
+    pub accepted: bool,
+    /// Whether the block's adapters were dropped again.
+    pub reverted: bool,
+}
+
+/// Result of a stage: the change to the weights, and what happened on the way.
+#[derive(Debug, Clone, Default)]
+pub struct StageOutcome {
+    /// Low-rank deltas by tensor name.
+    pub adapters: AdapterSet,
+    /// Per block, for local stages.
+    pub blocks: Vec<BlockOutcome>,
+    /// Further figures by name, such as final losses.
+    pub figures: BTreeMap<String, f64>,
+}

@@ -7,7 +7,6 @@
 pub mod attention;
 pub mod batch;
 pub mod block;
-pub mod chat_template;
 pub mod blueprint;
 pub mod chat_template;
 pub mod decoder;
