@@ -12,6 +12,7 @@ pub mod intervention;
 pub mod judge;
 pub mod math;
 pub mod model;
+pub mod pipeline;
 pub mod recipe;
 pub mod report;
 pub mod sign;

@@ -1,8 +1,12 @@
 //! How the weights are changed so that interventions lose their effect. Never imports an attack: the adversary that a
 //! defence trains against is handed in as a trait object.
 
+pub mod adversarial;
+mod anchor;
+pub mod et;
 pub mod finetune;
 pub mod spec;
+pub mod trainable;
 
 use std::collections::BTreeMap;
 
@@ -41,7 +45,7 @@ pub trait Adversary: Sync {
 }
 
 /// Keeps finished units of a long stage, so that a killed run goes on where it stopped.
-pub trait UnitStore {
+pub trait UnitStore: Send {
     /// The bytes kept under `key`, if that unit was finished.
     fn get(&self, key: &str) -> Option<Vec<u8>>;
 

@@ -72,6 +72,10 @@ pub struct AdversarialSpec {
     pub pool: usize,
     /// Outer uses after which a pool edit is restarted.
     pub restart_after: usize,
+    /// Factor on the gradient steps of a pool edit's first use after a start.
+    pub warm_up: usize,
+    /// Edits resisted in one outer step, of different pool members, in parallel.
+    pub edits_per_step: usize,
     /// Hazards per inner and per outer batch.
     pub batch: usize,
     /// Anchors (benign, twins, maths, copying, clean refusals) per outer batch.
@@ -93,6 +97,8 @@ impl Default for AdversarialSpec {
             ranks: vec![2, 4, 8],
             pool: 2,
             restart_after: 12,
+            warm_up: 4,
+            edits_per_step: 2,
             batch: 16,
             anchor_batch: 24,
             kl_weight: 4.0,

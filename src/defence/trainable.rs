@@ -1,0 +1,121 @@
+//! Low-rank adapters as variables: where they sit, how they start, how they leave.
+
+use candle_core::{Tensor, Var};
+use ndarray::Array2;
+
+use crate::adapter::{Adapter, AdapterSet};
+use crate::math::seed::Stream;
+use crate::model::linear::LowRank;
+use crate::model::optimiser::host_values;
+use crate::model::{Decoder, Module};
+use crate::{Error, Result};
+
+/// One adapter under training.
+#[derive(Debug, Clone)]
+struct Slot {
+    layer: usize,
+    module: Module,
+    a: Var,
+    b: Var,
+}
+
+/// Adapters on all seven maps of some blocks, f32 whatever the checkpoint stores.
+///
+/// `A` starts uniform in `±1/√d_in` and `B` at zero, so that zero steps of training change nothing; the scale is 1 in
+/// training as in the merge.
+#[derive(Debug, Clone)]
+pub struct Trainable {
+    slots: Vec<Slot>,
+}
+
+impl Trainable {
+    /// Fresh adapters of `rank` on `layers` of `decoder`.
+    ///
+    /// # Errors
+    /// When a layer does not exist or the rank is zero.
+    pub fn fresh(decoder: &Decoder, layers: &[usize], rank: usize, stream: &mut Stream) -> Result<Self> {
+        if rank == 0 {
+            return Err(Error::usage("`rank`: expected at least 1, got 0"));
+        }
+        let mut slots = Vec::with_capacity(layers.len() * Module::ALL.len());
+        for &layer in layers {
+            if layer >= decoder.n_layers() {
+                return Err(Error::usage(format!("block {layer}: expected one below {}", decoder.n_layers())));
+            }
+            for module in Module::ALL {
+                let [d_out, d_in] = decoder.blueprint().weight_shape(module);
+                // More than the full rank of the map would only repeat itself.
+                let rank = rank.min(d_out).min(d_in);
+                let a = stream.uniform(rank * d_in, (d_in as f64).powf(-0.5));
+                let a = Var::from_tensor(&Tensor::from_vec(a, (rank, d_in), decoder.device())?)?;
+                let b = Var::zeros((d_out, rank), candle_core::DType::F32, decoder.device())?;
+                slots.push(Slot { layer, module, a, b });
+            }
+        }
+        Ok(Self { slots })
+    }
+
+    /// All factors, in a fixed order.
+    pub fn vars(&self) -> Vec<Var> {
+        self.slots.iter().flat_map(|slot| [slot.a.clone(), slot.b.clone()]).collect()
+    }
+
+    /// `decoder` with these adapters on top; gradients reach the factors.
+    ///
+    /// # Errors
+    /// When shapes disagree.
+    pub fn attach(&self, decoder: &Decoder) -> Result<Decoder> {
+        decoder.map_blocks(|layer, block| {
+            let mut adapted = block.clone();
+            for slot in self.slots.iter().filter(|slot| slot.layer == layer) {
+                let low = LowRank { a: slot.a.as_tensor().clone(), b: slot.b.as_tensor().clone(), scale: 1.0 };
+                adapted = adapted.with_map(slot.module, block.map(slot.module).with_adapter(low)?);
+            }
+            Ok(adapted)
+        })
+    }
+
+    /// The adapters as plain numbers by tensor name.
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    pub fn export(&self) -> Result<AdapterSet> {
+        let matrix = |var: &Var| -> Result<Array2<f32>> {
+            let shape = var.dims2()?;
+            Array2::from_shape_vec(shape, host_values(var.as_tensor())?)
+                .map_err(|error| Error::input("adapter", error.to_string()))
+        };
+        let mut set = AdapterSet::default();
+        for slot in &self.slots {
+            set.insert(slot.module.tensor(slot.layer), Adapter::new(matrix(&slot.a)?, matrix(&slot.b)?, 1.0)?);
+        }
+        Ok(set)
+    }
+}
+
+/// `decoder` with `adapters` merged into its weights, frozen.
+///
+/// # Errors
+/// When an adapter names a tensor that is not a map of a block, or its shape does not fit.
+pub fn merge(decoder: &Decoder, adapters: &AdapterSet) -> Result<Decoder> {
+    let mut used = 0;
+    let merged = decoder.map_blocks(|layer, block| {
+        let mut changed = block.clone();
+        for module in Module::ALL {
+            let Some(adapter) = adapters.get(&module.tensor(layer)) else { continue };
+            used += 1;
+            let tensor = |matrix: &Array2<f32>| -> Result<Tensor> {
+                let values: Vec<f32> = matrix.iter().copied().collect();
+                Ok(Tensor::from_vec(values, matrix.dim(), decoder.device())?)
+            };
+            let low = LowRank { a: tensor(&adapter.a)?, b: tensor(&adapter.b)?, scale: f64::from(adapter.scale) };
+            let map = block.map(module).with_adapter(low)?;
+            changed = changed.with_map(module, map.with_weight(map.merged_weight()?));
+        }
+        Ok(changed)
+    })?;
+    if used != adapters.len() {
+        return Err(Error::input("adapters", format!("expected maps of blocks only, got {} others", adapters.len() - used)));
+    }
+    Ok(merged)
+}
