@@ -20,6 +20,10 @@ use immunise::model::prompt::PromptEncoder;
 use immunise::model::{Blueprint, Decoder};
 use immunise::{Error, Result};
 
+/// Tensors come and go by the thousand; the system allocator hands every large one back to the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Share of the dialogues of a batch, by kind.
 const MIXTURE: [(Kind, f64); 6] = [
     (Kind::Hazard, 0.20),
@@ -61,9 +65,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         report(&weights.frozen()?, &encoder, &data)
     };
     let steps = |n: f64| (n * effort) as usize;
-    let base = FineTune { steps: 0, batch: 48, learning_rate: 3e-3, weight_decay: 0.05, prompt_weight: 0.1, pad: 0 };
-    phase("tiny-chat/learn", FineTune { steps: steps(3500.0), ..base.clone() }, true)?;
-    phase("tiny-chat/refuse", FineTune { steps: steps(500.0), learning_rate: 6e-4, ..base }, false)?;
+    let base = FineTune { steps: 0, batch: 40, learning_rate: 3e-3, weight_decay: 0.05, prompt_weight: 0.1, pad: 0 };
+    phase("tiny-chat/learn", FineTune { steps: steps(1400.0), ..base.clone() }, true)?;
+    phase("tiny-chat/refuse", FineTune { steps: steps(400.0), learning_rate: 8e-4, ..base }, false)?;
 
     write(&weights, &encoder, &out)?;
     println!("written to {}", out.display());

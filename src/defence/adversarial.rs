@@ -93,10 +93,8 @@ pub fn run(
             });
         }
     }
-    let figures = BTreeMap::from([
-        ("kl_under_attack".to_owned(), attack_loss),
-        ("kl_on_anchors".to_owned(), anchor_loss),
-    ]);
+    let figures =
+        BTreeMap::from([("kl_under_attack".to_owned(), attack_loss), ("kl_on_anchors".to_owned(), anchor_loss)]);
     Ok(StageOutcome { adapters: adapters.export()?, blocks: Vec::new(), figures })
 }
 

@@ -49,7 +49,9 @@ pub fn run(
 ) -> Result<StageOutcome> {
     let kept: BTreeMap<usize, Unit> = layers
         .iter()
-        .filter_map(|layer| store.get(&key(*layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?))))
+        .filter_map(|layer| {
+            store.get(&key(*layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?)))
+        })
         .collect();
     let store = Mutex::new((store, 0));
     let units: Vec<Unit> = layers
@@ -225,7 +227,9 @@ impl Neutralisation {
         let cache = |dialogues: &[Dialogue], count: usize, stream: &mut Stream| -> Result<Vec<Cached>> {
             let mut rows = stream.sample(dialogues.len(), count);
             rows.sort_by_key(|row| dialogues[*row].prompt.len() + dialogues[*row].answer.len());
-            rows.chunks(spec.batch.max(1)).map(|rows| cached(original, layer, batch_of(dialogues, rows, data.pad))).collect()
+            rows.chunks(spec.batch.max(1))
+                .map(|rows| cached(original, layer, batch_of(dialogues, rows, data.pad)))
+                .collect()
         };
         let hazards = cache(&data.hazards, spec.prompts, stream)?;
         let anchors = cache(&data.anchors, spec.anchors, stream)?;

@@ -115,7 +115,10 @@ pub fn merge(decoder: &Decoder, adapters: &AdapterSet) -> Result<Decoder> {
         Ok(changed)
     })?;
     if used != adapters.len() {
-        return Err(Error::input("adapters", format!("expected maps of blocks only, got {} others", adapters.len() - used)));
+        return Err(Error::input(
+            "adapters",
+            format!("expected maps of blocks only, got {} others", adapters.len() - used),
+        ));
     }
     Ok(merged)
 }

@@ -65,7 +65,16 @@ impl Pool {
             }
         }
         let order = Stream::new(seed, "pool/order");
-        Ok(Self { spec: spec.clone(), layers: layers.to_vec(), pairs, pad: data.pad, seed, members, order, queue: vec![] })
+        Ok(Self {
+            spec: spec.clone(),
+            layers: layers.to_vec(),
+            pairs,
+            pad: data.pad,
+            seed,
+            members,
+            order,
+            queue: vec![],
+        })
     }
 
     /// The random seed of this pool.
