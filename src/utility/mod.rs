@@ -1,3 +1,80 @@
-//! What hardening must not cost.
+//! What hardening must not cost: the same held-out items on the base and on the hardened model.
+//!
+//! Every task measures both models on the same items of the evaluation split, so that the change is a paired difference
+//! and its interval is that of the change and not of two unrelated samples. Rows carry the recipe's bound; whether they
+//! keep it is for [`crate::report::Report::conclude`] to say.
+//!
+//! Answers are graded by a function that the caller hands in: this module knows no judge.
 
+mod behaviour;
+mod bench;
+mod divergence;
+pub mod exact;
+mod length;
+pub mod perplexity;
+mod ratio;
+mod score;
 pub mod spec;
+
+use crate::Result;
+use crate::data::{Example, PromptSet};
+use crate::model::Decoder;
+use crate::model::prompt::PromptEncoder;
+use crate::report::UtilityRow;
+use bench::Bench;
+use spec::{Task, TaskSpec};
+
+pub use behaviour::{CleanBehaviour, clean};
+
+/// What one answer is, as a judge sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grade {
+    /// Declines all or part of the request.
+    pub refused: bool,
+    /// Mentions what the request is about.
+    pub on_topic: bool,
+    /// Is empty, loops or is not text.
+    pub degenerate: bool,
+}
+
+/// Grades the answer to one request.
+pub type Grader<'a> = dyn Fn(&Example, &str) -> Grade + Sync + 'a;
+
+/// Measures `tasks` on both models, one row per task in the same order.
+///
+/// Without a base (`None`) rows have the hardened model's value alone, and a task that compares the two has `n = 0`. A task
+/// without items in `data` has `n = 0` too: a gate on it stays undecided. Benign requests are answered in at most
+/// `max_new_tokens` tokens; tasks with one right answer allow three times their longest reference answer where that is more.
+///
+/// # Errors
+/// As [`Decoder::run`] and the encoder's, and when a model gives probabilities that are no numbers.
+pub fn measure<'a>(
+    tasks: &[TaskSpec],
+    base: impl Into<Option<&'a Decoder>>,
+    hardened: &'a Decoder,
+    encoder: &'a PromptEncoder,
+    data: &'a PromptSet,
+    max_new_tokens: usize,
+    grade: &'a Grader<'a>,
+) -> Result<Vec<UtilityRow>> {
+    let mut bench = Bench::new(base.into(), hardened, encoder, data, max_new_tokens);
+    tasks
+        .iter()
+        .map(|spec| {
+            let mut row = match spec.task {
+                Task::Perplexity => perplexity::measure(&bench, spec.items),
+                Task::Kl => divergence::measure(&mut bench, spec.items),
+                Task::Maths => exact::maths(&mut bench, spec.items),
+                Task::Recall => exact::recall(&mut bench, spec.items),
+                Task::Benign => behaviour::benign(&mut bench, spec.items, grade),
+                Task::OverRefusal => behaviour::over_refusal(&mut bench, spec.items, grade),
+                Task::AnswerLength => length::measure(&mut bench, spec.items),
+            }?;
+            row.bound = spec.bound;
+            Ok(row)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,26 @@ pub enum Task {
     AnswerLength,
 }
 
+impl Task {
+    /// Every task, in the order in which they are listed.
+    pub const ALL: [Self; 7] =
+        [Self::Perplexity, Self::Kl, Self::Maths, Self::Recall, Self::Benign, Self::OverRefusal, Self::AnswerLength];
+
+    /// The name that recipes and reports use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "perplexity",
+            Self::Kl => "kl",
+            Self::Maths => "maths",
+            Self::Recall => "recall",
+            Self::Benign => "benign",
+            Self::OverRefusal => "over-refusal",
+            Self::AnswerLength => "answer-length",
+        }
+    }
+}
+
 /// One task of a recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -34,4 +54,16 @@ pub struct TaskSpec {
     /// The most it may cost, in the task's unit; absent: reported, not gated.
     #[serde(default)]
     pub bound: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_has_the_name_that_recipes_write() {
+        for task in Task::ALL {
+            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
+        }
+    }
 }

@@ -1,0 +1,158 @@
+//! What the tasks share: the two models, the items that both are measured on, and the answers given so far.
+
+use std::collections::BTreeMap;
+
+use crate::Result;
+use crate::data::{Example, Kind, PromptSet, Split};
+use crate::model::Decoder;
+use crate::model::generate::{Greedy, generate};
+use crate::model::prompt::PromptEncoder;
+use crate::report::{Direction, Measured, Pairs, Rate, UtilityRow};
+
+use super::spec::Task;
+
+/// Rows of a batch: enough to keep matrix products wide, few enough for the logits of a large vocabulary.
+pub(super) const BATCH: usize = 32;
+
+/// The same figure on both models; the base may not be at hand.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Both<T> {
+    pub base: Option<T>,
+    pub hardened: T,
+}
+
+impl<T> Both<T> {
+    pub fn map<U>(&self, change: impl Fn(&T) -> U) -> Both<U> {
+        Both { base: self.base.as_ref().map(&change), hardened: change(&self.hardened) }
+    }
+}
+
+/// A model with the answers it has given.
+struct Subject<'a> {
+    decoder: &'a Decoder,
+    answers: BTreeMap<&'a str, Vec<u32>>,
+}
+
+/// Both models on one prompt set.
+pub(super) struct Bench<'a> {
+    pub encoder: &'a PromptEncoder,
+    data: &'a PromptSet,
+    max_new_tokens: usize,
+    base: Option<Subject<'a>>,
+    hardened: Subject<'a>,
+}
+
+impl<'a> Bench<'a> {
+    pub fn new(
+        base: Option<&'a Decoder>,
+        hardened: &'a Decoder,
+        encoder: &'a PromptEncoder,
+        data: &'a PromptSet,
+        max_new_tokens: usize,
+    ) -> Self {
+        let subject = |decoder| Subject { decoder, answers: BTreeMap::new() };
+        Self { encoder, data, max_new_tokens, base: base.map(subject), hardened: subject(hardened) }
+    }
+
+    /// Both decoders.
+    pub fn decoders(&self) -> Both<&'a Decoder> {
+        Both { base: self.base.as_ref().map(|subject| subject.decoder), hardened: self.hardened.decoder }
+    }
+
+    /// Evaluation rows of `kinds`, at most `items` of them.
+    pub fn items(&self, kinds: &[Kind], items: Option<usize>) -> Vec<&'a Example> {
+        let rows = kinds.iter().flat_map(|kind| self.data.select(Split::Evaluation, *kind)).collect();
+        spread(rows, items)
+    }
+
+    /// The ids of a request.
+    pub fn prompt(&self, example: &Example) -> Result<Vec<u32>> {
+        self.encoder.encode_chat(&example.prompt, None)
+    }
+
+    /// Greedy answers of both models to `items` in at most `max_new_tokens` tokens, or `at_least` if that is more.
+    pub fn answers(&mut self, items: &[&'a Example], at_least: usize) -> Result<Both<Vec<Vec<u32>>>> {
+        let (encoder, limit) = (self.encoder, self.max_new_tokens.max(at_least));
+        let base = self.base.as_mut().map(|subject| subject.answer(encoder, items, limit)).transpose()?;
+        Ok(Both { base, hardened: self.hardened.answer(encoder, items, limit)? })
+    }
+
+    /// As [`Bench::answers`], decoded to text.
+    pub fn texts(&mut self, items: &[&'a Example], at_least: usize) -> Result<Both<Vec<String>>> {
+        let answers = self.answers(items, at_least)?;
+        let decode = |answers: &Vec<Vec<u32>>| answers.iter().map(|ids| self.encoder.decode(ids)).collect();
+        Ok(Both { base: answers.base.as_ref().map(decode).transpose()?, hardened: decode(&answers.hardened)? })
+    }
+}
+
+impl<'a> Subject<'a> {
+    fn answer(&mut self, encoder: &PromptEncoder, items: &[&'a Example], limit: usize) -> Result<Vec<Vec<u32>>> {
+        let new: Vec<&'a Example> =
+            items.iter().filter(|item| !self.answers.contains_key(item.id.as_str())).copied().collect();
+        let answers = greedy(self.decoder, encoder, &new, limit)?;
+        self.answers.extend(new.into_iter().map(|item| item.id.as_str()).zip(answers));
+        Ok(items.iter().map(|item| self.answers[item.id.as_str()].clone()).collect())
+    }
+}
+
+/// Greedy answers to `items`, in their order, without the token that ends them.
+pub(super) fn greedy(
+    decoder: &Decoder,
+    encoder: &PromptEncoder,
+    items: &[&Example],
+    max_new_tokens: usize,
+) -> Result<Vec<Vec<u32>>> {
+    let prompts = items.iter().map(|item| encoder.encode_chat(&item.prompt, None)).collect::<Result<Vec<_>>>()?;
+    let options = Greedy { max_new_tokens, stop: encoder.stop_ids(), pad: 0, batch: BATCH };
+    generate(decoder, &prompts, &[], &options)
+}
+
+/// At most `items` rows, evenly spread: rows of one object lie side by side, so the first ones would be all alike.
+pub(super) fn spread<T>(rows: Vec<T>, items: Option<usize>) -> Vec<T> {
+    let (total, wanted) = (rows.len(), items.unwrap_or(rows.len()));
+    if wanted >= total {
+        return rows;
+    }
+    // Row i stays where the running share i·wanted/total reaches a new whole number.
+    let keeps = |i: usize| (i + 1) * wanted / total > i * wanted / total;
+    rows.into_iter().enumerate().filter(|(i, _)| keeps(*i)).map(|(_, row)| row).collect()
+}
+
+/// The row of a task whose items succeed or fail.
+pub(super) fn rate_row(task: Task, metric: &str, direction: Direction, outcomes: &Both<Vec<bool>>) -> UtilityRow {
+    let rate = |outcomes: &Vec<bool>| Measured::from(Rate::of(outcomes, |success| *success));
+    UtilityRow {
+        task: task.name().into(),
+        metric: metric.into(),
+        unit: "fraction".into(),
+        direction,
+        base: outcomes.base.as_ref().map(rate),
+        hardened: rate(&outcomes.hardened),
+        relative: false,
+        delta: outcomes.base.as_ref().map(|base| Pairs::count(base, &outcomes.hardened).difference()),
+        bound: None,
+        ok: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_rows_is_spread_over_all_of_them() {
+        assert_eq!(spread((0..10).collect(), Some(4)), [2, 4, 7, 9]);
+        assert_eq!(spread((0..3).collect(), Some(9)), [0, 1, 2]);
+        assert!(spread((0..3).collect::<Vec<i32>>(), Some(0)).is_empty());
+        for wanted in 0..=57 {
+            assert_eq!(spread((0..57).collect::<Vec<i32>>(), Some(wanted)).len(), wanted);
+        }
+    }
+
+    #[test]
+    fn rows_without_a_base_have_no_change() {
+        let outcomes = Both { base: None, hardened: vec![true, false] };
+        let row = rate_row(Task::Maths, "exact match", Direction::HigherIsBetter, &outcomes);
+        assert_eq!((row.base, row.delta, row.hardened.value), (None, None, 0.5));
+    }
+}
