@@ -1,0 +1,111 @@
+//! The decoder on real pretrained models: reference perplexities, and logits against transformers.
+//!
+//! Runs where `IMMUNISE_MODELS` names a folder with `smollm2/` (SmolLM2-135M-Instruct) and `qwen/` (Qwen2.5-Coder-0.5B-Instruct)
+//! in Hugging Face layout, and `IMMUNISE_DATA` one with wikitext-2's raw test file as `text/wiki.test.raw`. Without them the
+//! tests say that they were skipped. Build with `--release`, or it takes an hour:
+//!
+//! ```sh
+//! IMMUNISE_MODELS=models IMMUNISE_DATA=data cargo test --release --test real_models -- --nocapture
+//! ```
+//!
+//! Reference values are PyTorch's and transformers' on the same files in f32; `tests/interop/logits.py` makes the golden
+//! files.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, IndexOp as _};
+use immunise::checkpoint::{Checkpoint, Digest};
+use immunise::math::float::start_workers;
+use immunise::model::prompt::PromptEncoder;
+use immunise::model::{Decoder, Hooks, TokenBatch};
+use immunise::utility::perplexity::windowed;
+use serde_json::Value;
+
+/// Tokens of a window, and number of windows: 4,092 predictions.
+const CONTEXT: usize = 1024;
+const WINDOWS: usize = 4;
+
+/// The folder that an environment variable names, or a clear word that the test was skipped.
+fn folder(variable: &str, below: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map(|dir| PathBuf::from(dir).join(below));
+    match &found {
+        None => println!("skipped: {variable} is not set"),
+        Some(path) => assert!(path.exists(), "{variable} is set, but {} does not exist", path.display()),
+    }
+    found
+}
+
+struct Real {
+    decoder: Decoder,
+    encoder: PromptEncoder,
+    dir: PathBuf,
+}
+
+fn open(name: &str) -> Option<Real> {
+    let dir = folder("IMMUNISE_MODELS", name)?;
+    start_workers(None);
+    let decoder = Decoder::load(&Checkpoint::open(&dir).unwrap(), &Device::Cpu).unwrap();
+    Some(Real { decoder, encoder: PromptEncoder::open(&dir).unwrap(), dir })
+}
+
+fn perplexity_is(name: &str, reference: f64) {
+    let (Some(real), Some(text)) = (open(name), folder("IMMUNISE_DATA", "text/wiki.test.raw")) else { return };
+    let text = std::fs::read_to_string(text).unwrap();
+    // Enough text for the windows; a tokenizer need not read all of it.
+    let end = (0..=60_000.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+    let ids = real.encoder.tokenizer().encode(&text[..end], true).unwrap();
+    let measured = windowed(&real.decoder, &ids, CONTEXT, WINDOWS).unwrap();
+    let error = measured.value / reference - 1.0;
+    println!("{name}: perplexity {:.4}, reference {reference}, {:+.4}%", measured.value, 100.0 * error);
+    assert!(error.abs() < 5e-3, "{name}: expected {reference}, got {}", measured.value);
+}
+
+fn logits_are_those_of_transformers(name: &str) {
+    let Some(real) = open(name) else { return };
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/interop/logits_{name}.json"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(golden).unwrap()).unwrap();
+    let digest = Digest::of_file(&real.dir.join("model.safetensors")).unwrap().to_string();
+    assert_eq!(digest, golden["weights_sha256"].as_str().unwrap(), "{name}: the golden file is of other weights");
+    let mut worst = 0_f64;
+    for case in golden["cases"].as_array().unwrap() {
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        let encoded = match case["user"].as_str() {
+            Some(user) => real.encoder.encode_chat(user, None),
+            None => real.encoder.tokenizer().encode(case["text"].as_str().unwrap(), true),
+        };
+        assert_eq!(encoded.unwrap(), ids, "{name}: token ids of {case}");
+        let batch = TokenBatch::prompts(&[ids], 0);
+        let logits = real.decoder.forward(&batch, &mut Hooks::none(), None).unwrap();
+        for position in case["positions"].as_array().unwrap() {
+            let at = usize::try_from(position["at"].as_u64().unwrap()).unwrap();
+            let row = logits.i((0, at)).unwrap().to_vec1::<f32>().unwrap();
+            let top: Vec<(usize, f64)> = serde_json::from_value(position["top"].clone()).unwrap();
+            let largest = top.iter().fold(0_f64, |m, (_, value)| m.max(value.abs()));
+            for (id, value) in top {
+                worst = worst.max((f64::from(row[id]) - value).abs() / largest);
+            }
+        }
+    }
+    println!("{name}: logits differ from transformers' by {worst:.2e} relative at most");
+    assert!(worst < 1e-3, "{name}: {worst:e}");
+}
+
+#[test]
+fn smollm2_has_the_reference_perplexity() {
+    perplexity_is("smollm2", 23.09);
+}
+
+#[test]
+fn qwen_has_the_reference_perplexity() {
+    perplexity_is("qwen", 36.22);
+}
+
+#[test]
+fn smollm2_gives_the_logits_of_transformers() {
+    logits_are_those_of_transformers("smollm2");
+}
+
+#[test]
+fn qwen_gives_the_logits_of_transformers() {
+    logits_are_those_of_transformers("qwen");
+}
