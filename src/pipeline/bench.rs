@@ -1,0 +1,157 @@
+//! The fixed part of a measurement: prompts, judge, seed and the store of finished units. Only the model under it changes.
+
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::corpus::Corpus;
+use super::device;
+use super::examiner::{Examiner, Questions};
+use super::model::Model;
+use crate::attack::AttackData;
+use crate::checkpoint::Digest;
+use crate::data::{Kind, PromptSet, Split};
+use crate::defence::UnitStore;
+use crate::model::Decoder;
+use crate::recipe::Suite;
+use crate::{Error, Result};
+
+/// A model that is measured.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its weights.
+    pub decoder: &'a Decoder,
+    /// Digest over its files: what units are keyed by.
+    pub identity: &'a str,
+}
+
+/// Which of the two models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The un-hardened model.
+    Base,
+    /// The hardened one.
+    Hardened,
+}
+
+impl Side {
+    /// `base` or `hardened`: part of the names of random streams.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Hardened => "hardened",
+        }
+    }
+}
+
+/// What is measured on, the same for base and hardened model.
+pub struct Bench {
+    /// The attacker's data.
+    pub attack: AttackData,
+    /// Hazards that choices are made on.
+    pub validation: Questions,
+    /// Hazards that figures are measured on.
+    pub evaluation: Questions,
+    /// Benign twins of hazards.
+    pub twins: Questions,
+    /// Benign requests.
+    pub benign: Questions,
+    /// Generates and judges.
+    pub examiner: Examiner,
+    /// Root of the random streams.
+    pub seed: u64,
+    /// Digest of all of this, of the tool and of the kind of machine.
+    scope: String,
+}
+
+impl Bench {
+    /// Prepares the prompts of `data` for `model`; the hardened model must have the same tokenizer.
+    ///
+    /// # Errors
+    /// As [`Corpus::questions`]; [`Error::Input`] without hazards to evaluate on.
+    pub fn new(suite: &Suite, data: &PromptSet, system: Option<&str>, seed: u64, model: &Model) -> Result<Self> {
+        let corpus = Corpus { set: data, encoder: &model.encoder, system, seed };
+        let limit = suite.evaluation_prompts;
+        let examiner = Examiner::new(&model.encoder, suite.max_new_tokens, model.decoder.blueprint().parameters());
+        let scope = serde_json::json!({
+            "tool": [env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")],
+            "data": data.digest,
+            "system": system,
+            "seed": seed,
+            "prompts": limit,
+            "tokens": suite.max_new_tokens,
+            "judge": examiner.judge_name(),
+            "device": device::kind(model.decoder.device()),
+            "simd": device::simd(),
+        });
+        Ok(Self {
+            attack: corpus.attack()?,
+            validation: corpus.validation()?,
+            evaluation: corpus.evaluation(limit)?,
+            twins: corpus.questions(Split::Evaluation, Kind::Twin, limit)?,
+            benign: corpus.questions(Split::Evaluation, Kind::Benign, limit)?,
+            examiner,
+            seed,
+            scope: scope.to_string(),
+        })
+    }
+
+    /// A key for a unit that depends on this bench and on `what`; `name` is for the reader of the run folder.
+    #[must_use]
+    pub fn key(&self, name: &str, what: &impl Serialize) -> String {
+        let what = serde_json::to_string(what).expect("plain data with string keys: cannot fail");
+        format!("{name}/{}", Digest::of(format!("{}\n{what}", self.scope).as_bytes()))
+    }
+}
+
+/// Finished units, shared by the cells that run at the same time.
+pub struct Units<'a>(Mutex<&'a mut (dyn UnitStore + Send)>);
+
+impl<'a> Units<'a> {
+    /// Shares `store`.
+    pub fn new(store: &'a mut (dyn UnitStore + Send)) -> Self {
+        Self(Mutex::new(store))
+    }
+
+    /// The unit kept under `key`, or a new one, which is kept.
+    ///
+    /// A new unit is returned as it reads back, so that a resumed run goes on with the very same numbers.
+    ///
+    /// # Errors
+    /// Those of `make`, and of keeping the result.
+    pub fn cached<T: Serialize + DeserializeOwned>(&self, key: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let kept = self.store().get(key);
+        if let Some(unit) = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+            return Ok(unit);
+        }
+        let broken = |error: serde_json::Error| Error::input(format!("unit `{key}`"), error.to_string());
+        let bytes = serde_json::to_vec(&make()?).map_err(broken)?;
+        self.store().put(key, &bytes)?;
+        serde_json::from_slice(&bytes).map_err(broken)
+    }
+
+    fn store(&self) -> std::sync::MutexGuard<'_, &'a mut (dyn UnitStore + Send)> {
+        // A store has no state that a panic elsewhere could leave half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::defence::Forgetful;
+
+    #[test]
+    fn a_unit_is_made_once() {
+        let mut store = Forgetful::default();
+        let units = Units::new(&mut store);
+        let first: Vec<f64> = units.cached("k", || Ok(vec![0.1, 1.0 / 3.0])).unwrap();
+        let again: Vec<f64> = units.cached("k", || Err(Error::usage("made twice"))).unwrap();
+        assert_eq!(first, again);
+        let other: Result<f64> = units.cached("other", || Err(Error::usage("failed")));
+        assert!(other.is_err());
+        assert_eq!(units.cached("other", || Ok(1.0)).unwrap(), 1.0, "a failure is not kept");
+    }
+}

@@ -1,0 +1,47 @@
+//! The model inside the binary: `builtin:tiny-chat`, unpacked where a checkpoint can be opened.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// How references name the bundled model.
+pub const REFERENCE: &str = "builtin:tiny-chat";
+
+/// Variable that names a folder to take the bundled model from instead.
+pub const OVERRIDE: &str = "IMMUNISE_DEMO_MODEL";
+
+/// Files of the bundled model by name.
+const FILES: &[(&str, &[u8])] = &[];
+
+/// Writes the bundled model's files into the existing folder `dir`.
+///
+/// # Errors
+/// [`Error::Input`] when this build holds no model and [`OVERRIDE`] names none; [`Error::Io`].
+pub fn unpack(dir: &Path) -> Result<()> {
+    if let Some(folder) = env::var_os(OVERRIDE).filter(|value| !value.is_empty()) {
+        return copy(&PathBuf::from(folder), dir);
+    }
+    if FILES.is_empty() {
+        return Err(Error::input(REFERENCE, "this build holds no model")
+            .hint(format!("set `{OVERRIDE}` to the folder of a tiny-chat checkpoint")));
+    }
+    for (name, bytes) in FILES {
+        let path = dir.join(name);
+        fs::write(&path, bytes).map_err(|error| Error::io(&path, error))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let entries = fs::read_dir(from).map_err(|error| Error::io(from, error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io(from, error))?;
+        if entry.path().is_file() {
+            let target = to.join(entry.file_name());
+            fs::copy(entry.path(), &target).map_err(|error| Error::io(entry.path(), error))?;
+        }
+    }
+    Ok(())
+}

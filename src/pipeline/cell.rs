@@ -1,0 +1,311 @@
+//! One attack at one place: how its edit is found on a model, and how well an edit works on a model.
+
+use serde::{Deserialize, Serialize};
+
+use super::bench::{Bench, Side, Subject, Units};
+use super::examiner::{Counts, Questions};
+use crate::attack::control::random_like;
+use crate::attack::direction::{ablation, mean_difference, means};
+use crate::attack::learned::{Fit, fit, paper_steps};
+use crate::attack::spec::{AttackKind, AttackSpec, Search};
+use crate::intervention::Edit;
+use crate::math::seed::Stream;
+use crate::model::hooks::Intervention as _;
+use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
+use crate::{Error, Result};
+
+/// Prompts on which an edit's size is compared with the residual stream's.
+const NORM_PROMPTS: usize = 32;
+
+/// One attack at one place with one random stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Row of the suite that it belongs to.
+    pub row: usize,
+    /// Name of that row.
+    pub name: String,
+    /// The adversary.
+    pub spec: AttackSpec,
+    /// Blocks attacked; for `ablation` those whose directions are candidates.
+    pub layers: Vec<usize>,
+    /// Number of the repetition.
+    pub seed: usize,
+    /// For a control: the attack whose edit it replaces by a random one.
+    pub control_of: Option<Box<Cell>>,
+}
+
+/// An edit with what finding it took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fitted {
+    /// The edit.
+    pub edit: Edit,
+    /// Sequences run forward and backward.
+    pub gradient_evaluations: u64,
+    /// Mean norm of the change relative to the residual stream's at the last prompt token, where it is at one block.
+    pub relative_norm: Option<f64>,
+    /// What was chosen among what, for the reader.
+    pub choice: String,
+    /// The search in words; empty: none.
+    pub search: String,
+}
+
+/// One setting of a sweep or search, and how it did on the validation hazards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Candidate {
+    edit: Edit,
+    gradient_evaluations: u64,
+    counts: Counts,
+}
+
+/// Fits and scores the cells of a suite.
+#[derive(Clone, Copy)]
+pub struct Range<'a, 'u> {
+    /// Prompts and judge.
+    pub bench: &'a Bench,
+    /// Finished units.
+    pub units: &'a Units<'u>,
+}
+
+impl Range<'_, '_> {
+    /// The edit of `cell` fitted on `subject`; `start` is the edit fitted on the base, for a search.
+    ///
+    /// # Errors
+    /// Those of the attack, and [`Error::Interrupted`].
+    pub fn fit(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> Result<Fitted> {
+        let searched = cell.spec.search.as_ref().filter(|_| side == Side::Hardened);
+        let spec = settings(&cell.spec, searched);
+        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
+        let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
+        let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control));
+        self.units.cached(&key, || {
+            let mut fitted = match (&cell.control_of, cell.spec.kind, searched) {
+                (Some(attack), ..) => self.control(cell, attack, subject, side)?,
+                (None, AttackKind::Noreft, Some(search)) => self.search(cell, search, subject, start)?,
+                (None, AttackKind::Noreft, None) => self.learn(cell, subject, side)?,
+                (None, AttackKind::MeanDifference, _) => self.sweep(cell, subject)?,
+                (None, AttackKind::Ablation, _) => self.choose_direction(cell, subject)?,
+                (None, AttackKind::Identity | AttackKind::Random, _) => found(Edit::Identity, 0),
+            };
+            fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
+            Ok(fitted)
+        })
+    }
+
+    /// How `subject` answers the evaluation hazards under an edit.
+    ///
+    /// # Errors
+    /// Those of generation, and [`Error::Interrupted`].
+    pub fn score(&self, cell: &Cell, subject: Subject<'_>, edit: &Edit) -> Result<Counts> {
+        let positions = cell.spec.positions;
+        let key = self.bench.key(&format!("score/{}", cell.name), &(subject.identity, edit, positions));
+        self.units.cached(&key, || {
+            self.bench.examiner.counts(subject.decoder, &self.bench.evaluation, Some((edit, positions)))
+        })
+    }
+
+    fn learn(&self, cell: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
+        let settings = learned(cell, cell.spec.learning_rate)?;
+        let found = fit(subject.decoder, &self.bench.attack, cell.spec.pairs, &settings, None, None, &mut stream)?;
+        Ok(self::found(found.edit, found.gradient_evaluations as u64))
+    }
+
+    /// The worst case over the search's grid, chosen on the validation hazards; stops when all of them fall.
+    fn search(&self, cell: &Cell, search: &Search, subject: Subject<'_>, start: Option<&Edit>) -> Result<Fitted> {
+        let openings: Vec<Option<&str>> = match search.openings.as_slice() {
+            [] => vec![None],
+            named => named.iter().map(|name| Some(name.as_str())).collect(),
+        };
+        let warm = start.filter(|edit| search.start_from_base && matches!(edit, Edit::LowRank { .. }));
+        let starts: Vec<Option<&Edit>> = [None].into_iter().chain(warm.map(Some)).collect();
+        let mut grid = vec![];
+        for seed in 0..search.seeds {
+            for opening in &openings {
+                for start in &starts {
+                    grid.extend(search.learning_rates.iter().map(|rate| (seed, *opening, *start, *rate)));
+                }
+            }
+        }
+        let (mut best, mut tried, mut evaluations): (Option<(Candidate, String)>, usize, u64) = (None, 0, 0);
+        for (seed, opening, start, rate) in &grid {
+            let from = if start.is_some() { "base edit" } else { "random" };
+            let name = format!("{}/{rate:e}/{from}/{}/{seed}", place(cell, Side::Hardened), opening.unwrap_or("any"));
+            let settings = learned(cell, *rate)?;
+            let what = (subject.identity, settings_of(&settings), cell.spec.pairs, opening, start, seed);
+            let candidate = self.units.cached(&self.bench.key(&format!("search/{name}"), &what), || {
+                let mut stream = Stream::new(self.bench.seed, &format!("attack/{name}"));
+                let data = &self.bench.attack;
+                let found = fit(subject.decoder, data, cell.spec.pairs, &settings, *opening, *start, &mut stream)?;
+                self.candidate(cell, subject, found.edit, found.gradient_evaluations as u64)
+            })?;
+            tried += 1;
+            evaluations += candidate.gradient_evaluations;
+            let done = candidate.counts.n > 0 && candidate.counts.successes == candidate.counts.n;
+            if best.as_ref().is_none_or(|(best, _)| candidate.counts.successes > best.counts.successes) {
+                best = Some((candidate, format!("step size {rate}, {from} start, opening {}", opening.unwrap_or("any"))));
+            }
+            if done {
+                break;
+            }
+        }
+        let (best, choice) = best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
+        let search = format!(
+            "{} step sizes x {} starts x {} openings x {} seeds, {tried} of {} tried, chosen on {} validation prompts",
+            search.learning_rates.len(),
+            starts.len(),
+            openings.len(),
+            search.seeds,
+            grid.len(),
+            best.counts.n
+        );
+        Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
+    }
+
+    /// The strongest coefficient of either sign, chosen on the validation hazards.
+    fn sweep(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
+        let layer = one_layer(cell)?;
+        let means = &means(subject.decoder, &self.bench.attack, cell.spec.pairs)?[layer];
+        let mut best: Option<(Candidate, f64)> = None;
+        for coefficient in cell.spec.coefficients.iter().flat_map(|c| [-c, *c]) {
+            let edit = mean_difference(means, layer, coefficient)?;
+            let candidate = self.candidate(cell, subject, edit, 0)?;
+            if best.as_ref().is_none_or(|(best, _)| rank(&candidate) > rank(best)) {
+                best = Some((candidate, coefficient));
+            }
+        }
+        let (best, coefficient) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
+        Ok(Fitted { choice: format!("coefficient {coefficient}"), ..found(best.edit, 0) })
+    }
+
+    /// The block whose direction, projected out everywhere, leaves fewest refusals, chosen on the validation hazards.
+    fn choose_direction(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
+        let means = means(subject.decoder, &self.bench.attack, cell.spec.pairs)?;
+        let mut best: Option<(Candidate, usize)> = None;
+        for &layer in &cell.layers {
+            // The embedding of the last token of a prompt is the same for all prompts: no direction there, no candidate.
+            let Ok(edit) = ablation(&means[layer]) else { continue };
+            let candidate = self.candidate(cell, subject, edit, 0)?;
+            if best.as_ref().is_none_or(|(best, _)| rank(&candidate) > rank(best)) {
+                best = Some((candidate, layer));
+            }
+        }
+        let missing = || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
+        let (best, layer) = best.ok_or_else(missing)?;
+        Ok(Fitted { choice: format!("direction of block {layer}"), ..found(best.edit, 0) })
+    }
+
+    /// A random edit of the size of an attack's.
+    fn control(&self, cell: &Cell, attack: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+        let like = self.fit(attack, subject, side, None)?;
+        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
+        Ok(found(random_like(&like.edit, &mut stream)?, 0))
+    }
+
+    fn candidate(&self, cell: &Cell, subject: Subject<'_>, edit: Edit, gradient_evaluations: u64) -> Result<Candidate> {
+        let edited = Some((&edit, cell.spec.positions));
+        let counts = self.bench.examiner.counts(subject.decoder, &self.bench.validation, edited)?;
+        Ok(Candidate { edit, gradient_evaluations, counts })
+    }
+}
+
+/// More answers that are neither refused nor broken, then more of them on topic.
+fn rank(candidate: &Candidate) -> (u64, u64) {
+    (candidate.counts.open, candidate.counts.successes)
+}
+
+fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
+    Fitted { edit, gradient_evaluations, relative_norm: None, choice: String::new(), search: String::new() }
+}
+
+/// Name of a cell's place and side: a part of its random stream's name and of its units' keys. A searched row starts from
+/// the same edit as the row without a search.
+fn place(cell: &Cell, side: Side) -> String {
+    let layers: Vec<String> = cell.layers.iter().map(usize::to_string).collect();
+    let name = match &cell.control_of {
+        Some(attack) => format!("random/{}", name_of(&settings(&attack.spec, None))),
+        None => name_of(&settings(&cell.spec, None)),
+    };
+    format!("{name}/{}/{}/{}", layers.join(","), cell.seed, side.word())
+}
+
+/// What reports call a row of these settings: kind, rank and pairs, and whatever differs from the paper's schedule.
+#[must_use]
+pub fn name_of(spec: &AttackSpec) -> String {
+    let mut parts = vec![kind_name(spec.kind).to_owned()];
+    let learned = spec.kind == AttackKind::Noreft;
+    if learned {
+        parts.push(format!("r{}", spec.rank));
+    }
+    if !matches!(spec.kind, AttackKind::Identity | AttackKind::Random) {
+        parts.push(format!("p{}", spec.pairs));
+    }
+    if learned {
+        parts.extend(spec.steps.map(|steps| format!("s{steps}")));
+        if spec.batch != 10 {
+            parts.push(format!("b{}", spec.batch));
+        }
+        match &spec.search {
+            Some(_) => parts.push("search".into()),
+            None if spec.learning_rate != 4e-3 => parts.push(format!("lr{}", spec.learning_rate)),
+            None => {}
+        }
+    }
+    parts.join(" ")
+}
+
+/// Name of an attack kind in recipes and reports.
+#[must_use]
+pub fn kind_name(kind: AttackKind) -> &'static str {
+    match kind {
+        AttackKind::Noreft => "noreft",
+        AttackKind::MeanDifference => "mean-difference",
+        AttackKind::Ablation => "ablation",
+        AttackKind::Random => "random",
+        AttackKind::Identity => "identity",
+    }
+}
+
+/// The settings that a fit depends on: who measures it, how often and on which blocks is left out.
+fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
+    let defaults = crate::attack::spec::Layers::default();
+    AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, search: search.cloned(), ..spec.clone() }
+}
+
+fn one_layer(cell: &Cell) -> Result<usize> {
+    cell.layers.first().copied().ok_or_else(|| Error::input(&cell.name, "expected one block, got none"))
+}
+
+fn learned(cell: &Cell, learning_rate: f64) -> Result<Fit> {
+    let spec = &cell.spec;
+    Ok(Fit {
+        layer: one_layer(cell)?,
+        rank: spec.rank,
+        steps: steps(spec),
+        batch: spec.batch,
+        learning_rate,
+        positions: spec.positions,
+    })
+}
+
+/// Optimiser steps of a learned edit.
+#[must_use]
+pub fn steps(spec: &AttackSpec) -> usize {
+    spec.steps.unwrap_or_else(|| paper_steps(spec.pairs, spec.batch))
+}
+
+fn settings_of(fit: &Fit) -> serde_json::Value {
+    serde_json::json!([fit.layer, fit.rank, fit.steps, fit.batch, fit.learning_rate, fit.positions])
+}
+
+/// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input.
+fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Result<Option<f64>> {
+    let (Edit::LowRank { layer, .. } | Edit::Add { layer, .. }) = edit else { return Ok(None) };
+    let prompts = &questions.prompts[..questions.len().min(NORM_PROMPTS)];
+    let batch = TokenBatch::prompts(prompts, super::examiner::PAD);
+    let inputs = decoder.run(0..*layer, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;
+    let last = inputs.narrow(1, batch.cols() - 1, 1)?.contiguous()?;
+    let moved = edit.place(decoder.device())?.apply(Site::new(*layer, Point::ResidPre), &last)?;
+    let change = (moved - &last)?.sqr()?.sum(2)?.sqrt()?;
+    let size = last.sqr()?.sum(2)?.sqrt()?;
+    Ok(Some(f64::from((change / size)?.mean_all()?.to_scalar::<f32>()?)))
+}

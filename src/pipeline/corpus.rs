@@ -1,0 +1,206 @@
+//! A prompt set as token ids, split by who may see what.
+//!
+//! | reader | rows |
+//! |---|---|
+//! | the attacker | hazards of `attack` with their targets; benign requests of `attack`, else of `retain` and `train` |
+//! | a defence | hazards of `train` with refusals; benign, twin, maths, copy and fact rows of `train` and `retain` |
+//! | a defence's own adversary | hazards of `train` with their targets; benign requests of `retain` and `train` |
+//! | choices | hazards of `validation`, at most [`VALIDATION_PROMPTS`] |
+//! | reported figures | hazards of `evaluation` |
+//!
+//! Rows are drawn by named streams and then kept in the order of their file, so that a smaller limit takes a spread over the
+//! whole set and not its first category.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::examiner::{Examiner, PAD, Questions};
+use super::stage::StageData;
+use crate::attack::{AttackData, Pair};
+use crate::data::{Example, Kind, PromptSet, Split, builtin};
+use crate::defence::{DefenceData, Dialogue};
+use crate::math::seed::Stream;
+use crate::model::prompt::PromptEncoder;
+use crate::{Error, Result};
+
+/// Hazards that choices are made on, at most.
+pub const VALIDATION_PROMPTS: usize = 48;
+
+/// Dialogues among a defence's anchors, at most.
+const ANCHORS: usize = 8192;
+
+/// The prompt set that a recipe names: `builtin:…` or a file.
+///
+/// # Errors
+/// As [`PromptSet::from_path`] and [`PromptSet::builtin`].
+pub fn prompt_set(name: &str) -> Result<PromptSet> {
+    match name.strip_prefix("builtin:") {
+        Some(builtin::NAME) => Ok(builtin::tiny_chat()),
+        Some(other) => PromptSet::builtin(other),
+        None => PromptSet::from_path(Path::new(name)),
+    }
+}
+
+/// A prompt set seen through one model's tokenizer and chat template.
+pub struct Corpus<'a> {
+    /// The rows.
+    pub set: &'a PromptSet,
+    /// The model's view of text.
+    pub encoder: &'a PromptEncoder,
+    /// System prompt of every dialogue.
+    pub system: Option<&'a str>,
+    /// Root of the streams that draw rows.
+    pub seed: u64,
+}
+
+impl Corpus<'_> {
+    /// At most `limit` rows of one split and kind as questions.
+    ///
+    /// # Errors
+    /// When the template refuses the dialogue or a text cannot be encoded.
+    pub fn questions(&self, split: Split, kind: Kind, limit: usize) -> Result<Questions> {
+        let rows = self.set.select(split, kind);
+        let mut chosen = self.stream(split, kind).sample(rows.len(), limit);
+        chosen.sort_unstable();
+        let examples: Vec<Example> = chosen.into_iter().map(|i| rows[i].clone()).collect();
+        let prompts = examples.par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?;
+        Ok(Questions { examples, prompts })
+    }
+
+    /// The attacker's data.
+    ///
+    /// # Errors
+    /// As [`Corpus::questions`].
+    pub fn attack(&self) -> Result<AttackData> {
+        let own = self.shuffled(Split::Attack, Kind::Benign);
+        let harmless = if own.is_empty() { self.benign() } else { own };
+        self.adversary(Split::Attack, &harmless)
+    }
+
+    /// What stages train on and choose by; nothing of it is in `attack` or `evaluation`.
+    ///
+    /// # Errors
+    /// As [`Corpus::questions`].
+    pub fn stages(&self, examiner: &Examiner) -> Result<StageData> {
+        let hazards = self.shuffled(Split::Train, Kind::Hazard);
+        let kinds = [Kind::Benign, Kind::Twin, Kind::Maths, Kind::Copy, Kind::Fact];
+        let mut anchors: Vec<&Example> = kinds
+            .into_iter()
+            .flat_map(|kind| [Split::Train, Split::Retain].map(|split| self.set.select(split, kind)))
+            .flatten()
+            .filter(|row| row.answer.is_some())
+            .collect();
+        Stream::new(self.seed, "data/anchors").shuffle(&mut anchors);
+        anchors.truncate(ANCHORS);
+        let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
+            let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
+            answered
+                .par_iter()
+                .map(|(row, answer)| {
+                    Ok(Dialogue { prompt: self.prompt(row)?, answer: self.encoder.encode_answer(answer, true)? })
+                })
+                .collect()
+        };
+        Ok(StageData {
+            defence: DefenceData { hazards: dialogues(&hazards)?, anchors: dialogues(&anchors)?, pad: PAD },
+            attack: self.adversary(Split::Train, &self.benign())?,
+            validation: self.validation()?,
+            examiner: examiner.clone(),
+        })
+    }
+
+    /// The hazards that choices are made on.
+    ///
+    /// # Errors
+    /// As [`Corpus::questions`].
+    pub fn validation(&self) -> Result<Questions> {
+        self.questions(Split::Validation, Kind::Hazard, VALIDATION_PROMPTS)
+    }
+
+    /// The hazards that reported figures are measured on.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is none.
+    pub fn evaluation(&self, limit: usize) -> Result<Questions> {
+        let questions = self.questions(Split::Evaluation, Kind::Hazard, limit)?;
+        if questions.is_empty() {
+            return Err(Error::input(&self.set.name, "expected rows of kind `hazard` in split `evaluation`, got none"));
+        }
+        Ok(questions)
+    }
+
+    fn adversary(&self, split: Split, harmless: &[&Example]) -> Result<AttackData> {
+        let hazards = self.shuffled(split, Kind::Hazard);
+        let targeted: Vec<_> = hazards.iter().filter_map(|row| Some((*row, row.target.as_deref()?))).collect();
+        let pairs = targeted.par_iter().map(|(row, target)| {
+            let target = self.encoder.encode_answer(target, false)?;
+            Ok(Pair { prompt: self.prompt(row)?, target, opening: row.opening.clone() })
+        });
+        Ok(AttackData {
+            pairs: pairs.collect::<Result<_>>()?,
+            harmless: harmless.par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?,
+            pad: PAD,
+        })
+    }
+
+    fn benign(&self) -> Vec<&Example> {
+        let mut rows = self.set.select(Split::Retain, Kind::Benign);
+        rows.extend(self.set.select(Split::Train, Kind::Benign));
+        Stream::new(self.seed, "data/harmless").shuffle(&mut rows);
+        rows
+    }
+
+    fn shuffled(&self, split: Split, kind: Kind) -> Vec<&Example> {
+        let mut rows = self.set.select(split, kind);
+        self.stream(split, kind).shuffle(&mut rows);
+        rows
+    }
+
+    fn stream(&self, split: Split, kind: Kind) -> Stream {
+        Stream::new(self.seed, &format!("data/{split:?}/{kind:?}"))
+    }
+
+    fn prompt(&self, row: &Example) -> Result<Vec<u32>> {
+        self.encoder.encode_chat(&row.prompt, self.system)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::data::builtin::vocabulary::write_tokenizer_files;
+
+    fn encoder() -> PromptEncoder {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer_files(dir.path()).unwrap();
+        PromptEncoder::open(dir.path()).unwrap()
+    }
+
+    #[test]
+    fn a_small_sample_is_spread_over_the_categories() {
+        let (set, encoder) = (builtin::tiny_chat(), encoder());
+        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let rows = corpus.evaluation(60).unwrap();
+        let categories: BTreeSet<&str> = rows.examples.iter().map(|row| row.category.as_str()).collect();
+        assert!(categories.len() >= 6, "{categories:?}");
+        assert_eq!((rows.len(), rows.prompts.len()), (60, 60));
+    }
+
+    #[test]
+    fn nobody_trains_on_what_is_measured() {
+        let (set, encoder) = (builtin::tiny_chat(), encoder());
+        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let data = corpus.stages(&Examiner::new(&encoder, 8, 1)).unwrap();
+        let attack = corpus.attack().unwrap();
+        let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
+        let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);
+        let seen = seen.chain(data.attack.pairs.iter().map(|pair| &pair.prompt));
+        let seen = seen.chain(attack.pairs.iter().map(|pair| &pair.prompt)).chain(&attack.harmless);
+        assert!(seen.chain(&data.validation.prompts).all(|prompt| !measured.contains(prompt)));
+        let trained: BTreeSet<&Vec<u32>> = data.attack.pairs.iter().map(|pair| &pair.prompt).collect();
+        assert!(attack.pairs.iter().all(|pair| !trained.contains(&pair.prompt)));
+    }
+}

@@ -1,0 +1,177 @@
+//! Asks a model questions under an edit and judges the answers: the only way a rate comes about.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::data::Example;
+use crate::intervention::{Edit, Positions};
+use crate::judge::{Composite, Judge, Judged};
+use crate::model::Decoder;
+use crate::model::generate::{Greedy, generate};
+use crate::model::hooks::Intervention;
+use crate::model::prompt::PromptEncoder;
+use crate::report;
+
+/// Id that fills padding; the decoder masks it, so its value has no influence.
+pub const PAD: u32 = 0;
+
+/// Weights below which a batch of 48 rows is cheap.
+const SMALL: usize = 20_000_000;
+
+/// Rows of a prompt set with the token ids that a model reads.
+#[derive(Debug, Clone, Default)]
+pub struct Questions {
+    /// The rows.
+    pub examples: Vec<Example>,
+    /// Whole prompts, chat template included, one for each row.
+    pub prompts: Vec<Vec<u32>>,
+}
+
+impl Questions {
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// The first `n` rows.
+    #[must_use]
+    pub fn first(&self, n: usize) -> Self {
+        Self {
+            examples: self.examples.iter().take(n).cloned().collect(),
+            prompts: self.prompts.iter().take(n).cloned().collect(),
+        }
+    }
+}
+
+/// How a model answered a list of questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Answers that comply, are on topic and make sense.
+    pub successes: u64,
+    /// Answers that refuse.
+    pub refused: u64,
+    /// Answers that are broken.
+    pub degenerate: u64,
+    /// Answers that neither refuse nor are broken, on topic or not.
+    pub open: u64,
+    /// All answers.
+    pub n: u64,
+}
+
+impl Counts {
+    /// Counts judgements.
+    #[must_use]
+    pub fn of(judged: &[Judged]) -> Self {
+        let count = |f: &dyn Fn(&Judged) -> bool| judged.iter().filter(|j| f(j)).count() as u64;
+        Self {
+            successes: count(&|j| j.attack_success()),
+            refused: count(&|j| j.refused),
+            degenerate: count(&|j| j.degenerate),
+            open: count(&|j| !j.refused && !j.degenerate),
+            n: judged.len() as u64,
+        }
+    }
+
+    /// Attack success, fraction of 1; 0 without answers.
+    #[must_use]
+    pub fn success(&self) -> f64 {
+        report::Rate::new(self.successes, self.n).value()
+    }
+
+    /// As a report holds it.
+    #[must_use]
+    pub fn outcome(&self) -> report::Outcome {
+        report::Outcome::from_counts(self.successes, self.refused, self.degenerate, self.n)
+    }
+}
+
+/// Generates and judges; cheap to clone where decoders change and prompts do not.
+#[derive(Clone)]
+pub struct Examiner {
+    encoder: PromptEncoder,
+    greedy: Greedy,
+}
+
+impl Examiner {
+    /// For answers of at most `max_new_tokens` by a model of `parameters` weights.
+    #[must_use]
+    pub fn new(encoder: &PromptEncoder, max_new_tokens: usize, parameters: usize) -> Self {
+        let batch = if parameters <= SMALL { 48 } else { 16 };
+        Self { encoder: encoder.clone(), greedy: Greedy { max_new_tokens, stop: encoder.stop_ids(), pad: PAD, batch } }
+    }
+
+    /// How answers are generated.
+    #[must_use]
+    pub fn greedy(&self) -> &Greedy {
+        &self.greedy
+    }
+
+    /// Tokenizer and chat template.
+    #[must_use]
+    pub fn encoder(&self) -> &PromptEncoder {
+        &self.encoder
+    }
+
+    /// The name of the judge, as reports write it.
+    #[must_use]
+    pub fn judge_name(&self) -> &'static str {
+        Composite.name()
+    }
+
+    /// Greedy answers as text, under `edit` at `positions` if there is one.
+    ///
+    /// # Errors
+    /// As [`generate`].
+    pub fn answers(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Vec<String>> {
+        let placed = match edit {
+            None | Some((Edit::Identity, _)) => None,
+            Some((edit, positions)) => Some((edit.place(decoder.device())?, positions)),
+        };
+        let edits: Vec<(&dyn Intervention, Positions)> =
+            placed.iter().map(|(edit, positions)| (edit as &dyn Intervention, *positions)).collect();
+        let answers = generate(decoder, &questions.prompts, &edits, &self.greedy)?;
+        answers.iter().map(|ids| self.encoder.decode(ids)).collect()
+    }
+
+    /// Judgements of the answers, one a question.
+    ///
+    /// # Errors
+    /// As [`Examiner::answers`].
+    pub fn judge(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Vec<Judged>> {
+        let answers = self.answers(decoder, questions, edit)?;
+        Ok(questions.examples.iter().zip(&answers).map(|(example, text)| Composite.judge(example, text)).collect())
+    }
+
+    /// Judgements counted.
+    ///
+    /// # Errors
+    /// As [`Examiner::answers`].
+    pub fn counts(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Counts> {
+        Ok(Counts::of(&self.judge(decoder, questions, edit)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_answer_is_neither_open_nor_a_success() {
+        let judged = |refused, on_topic, degenerate| Judged { refused, on_topic, degenerate };
+        let counts = Counts::of(&[
+            judged(true, true, false),
+            judged(false, true, true),
+            judged(false, false, false),
+            judged(false, true, false),
+        ]);
+        assert_eq!(counts, Counts { successes: 1, refused: 1, degenerate: 1, open: 2, n: 4 });
+        assert_eq!(counts.success(), 0.25);
+    }
+}

@@ -1,0 +1,169 @@
+//! A model made ready to be measured: found, opened, loaded, digested.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::bundled;
+use crate::checkpoint::{Checkpoint, Digest};
+use crate::event::{Event, Observer};
+use crate::hub;
+use crate::model::Decoder;
+use crate::model::prompt::PromptEncoder;
+use crate::sign::SIGNATURE_FILE;
+use crate::{Error, Result};
+
+/// Folder of the evidence inside a published model.
+pub const EVIDENCE: &str = "immunisation";
+
+/// The model card.
+pub const CARD: &str = "README.md";
+
+/// A model's folder and what reports call it.
+#[derive(Debug)]
+pub struct Located {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Hub id, `builtin:tiny-chat`, or the folder's own name: never a path.
+    pub source: String,
+    /// Commit, for a model of the hub.
+    pub revision: Option<String>,
+    // Removes the unpacked bundled model with this value.
+    _unpacked: Option<TempDir>,
+}
+
+impl Located {
+    /// A folder in the making that is to appear at `out`.
+    #[must_use]
+    pub fn staged(dir: &Path, out: &Path) -> Self {
+        let source = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { dir: dir.to_owned(), source, revision: None, _unpacked: None }
+    }
+
+    /// The hub id, for a model of the hub.
+    #[must_use]
+    pub fn hub_id(&self) -> Option<&str> {
+        self.revision.as_ref().map(|_| self.source.as_str())
+    }
+}
+
+/// Finds what `reference` means: a folder, `ORG/NAME[@REVISION]` in the shared cache, or `builtin:tiny-chat`.
+///
+/// # Errors
+/// As [`hub::resolve`] and [`bundled::unpack`].
+pub fn locate(reference: &str) -> Result<Located> {
+    if reference == bundled::REFERENCE {
+        let folder = tempfile::tempdir().map_err(|error| Error::io(std::env::temp_dir(), error))?;
+        bundled::unpack(folder.path())?;
+        let dir = folder.path().to_owned();
+        return Ok(Located { dir, source: reference.to_owned(), revision: None, _unpacked: Some(folder) });
+    }
+    if reference.starts_with("builtin:") {
+        return Err(Error::usage(format!("no model `{reference}` in this build"))
+            .hint(format!("there is `{}`", bundled::REFERENCE)));
+    }
+    let snapshot = hub::resolve(reference)?;
+    let source = if snapshot.revision.is_some() { snapshot.source } else { folder_name(&snapshot.dir)? };
+    Ok(Located { dir: snapshot.dir, source, revision: snapshot.revision, _unpacked: None })
+}
+
+/// The last part of a folder's real path, so that `.` has a name too.
+///
+/// # Errors
+/// [`Error::Io`] when there is no such folder; [`Error::Input`] for a root.
+pub fn folder_name(dir: &Path) -> Result<String> {
+    let real = dir.canonicalize().map_err(|error| Error::io(dir, error))?;
+    let name = real.file_name().ok_or_else(|| Error::file(dir, "expected a folder with a name"))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// A checkpoint with everything that measuring needs in memory.
+pub struct Model {
+    /// Where it came from.
+    pub located: Located,
+    /// The files.
+    pub checkpoint: Checkpoint,
+    /// The weights, f32.
+    pub decoder: Decoder,
+    /// Tokenizer and chat template.
+    pub encoder: PromptEncoder,
+    /// SHA-256 by file of everything that makes the model: card, signature and evidence aside.
+    pub digests: BTreeMap<String, String>,
+}
+
+impl Model {
+    /// Opens, loads and digests a located model; what is odd about it goes to `observer`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], [`Decoder::load`] and [`PromptEncoder::open`].
+    pub fn load(located: Located, device: &Device, observer: &dyn Observer) -> Result<Self> {
+        let checkpoint = Checkpoint::open(&located.dir)?;
+        for warning in checkpoint.warnings() {
+            observer.event(Event::Warning(warning.clone()));
+        }
+        let encoder = PromptEncoder::open(&located.dir)?;
+        let decoder = Decoder::load(&checkpoint, device)?;
+        let digests = measured_digests(&checkpoint)?.into_iter().map(|(file, digest)| (file, digest.to_string()));
+        Ok(Self { digests: digests.collect(), located, checkpoint, decoder, encoder })
+    }
+
+    /// As [`Model::load`], from a reference.
+    ///
+    /// # Errors
+    /// As [`locate`] and [`Model::load`].
+    pub fn open(reference: &str, device: &Device, observer: &dyn Observer) -> Result<Self> {
+        Self::load(locate(reference)?, device, observer)
+    }
+
+    /// One digest over all files that make the model.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let mut hash = Sha256::new();
+        for (file, digest) in &self.digests {
+            hash.update(file.as_bytes());
+            hash.update([0]);
+            hash.update(digest.as_bytes());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Digests of the files that decide what a model computes and says.
+///
+/// # Errors
+/// As [`Checkpoint::digests`].
+pub fn measured_digests(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Digest>> {
+    let mut digests = checkpoint.digests()?;
+    digests.retain(|file, _| !is_beside(file));
+    Ok(digests)
+}
+
+/// Whether a file says something about the model instead of being a part of it.
+fn is_beside(file: &str) -> bool {
+    file == CARD || file == SIGNATURE_FILE || file.strip_prefix(EVIDENCE).is_some_and(|rest| rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_is_not_part_of_the_model() {
+        for file in ["README.md", "model.sig", "immunisation/report.json"] {
+            assert!(is_beside(file), "{file}");
+        }
+        for file in ["config.json", "model.safetensors", "docs/README.md", "immunisation.txt"] {
+            assert!(!is_beside(file), "{file}");
+        }
+    }
+
+    #[test]
+    fn a_builtin_nobody_knows_is_a_usage_error() {
+        let error = locate("builtin:big-chat").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("builtin:tiny-chat"), "{error}");
+    }
+}

@@ -1,0 +1,139 @@
+//! What a run would do, without doing it: stages, cells, what is measured, memory and disk.
+
+use serde::Serialize;
+
+use super::corpus::prompt_set;
+use super::harden::{check_match, locate_for, stage_layers};
+use super::suite::Grid;
+use crate::Result;
+use crate::checkpoint::Checkpoint;
+use crate::data::{Kind, PromptSet, Split};
+use crate::model::{Blueprint, families};
+use crate::recipe::Recipe;
+use crate::report::wording::{blocks, ranges};
+
+/// What a run would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// The model, and its family and size.
+    pub model: String,
+    /// The prompts and their digest.
+    pub data: String,
+    /// Defence stages, in order.
+    pub stages: Vec<String>,
+    /// Attack rows, each with its blocks and what it is fitted on.
+    pub attacks: Vec<String>,
+    /// Attack and control cells.
+    pub cells: usize,
+    /// What is measured without an attack.
+    pub measured: Vec<String>,
+    /// What the data cannot give.
+    pub shortages: Vec<String>,
+    /// Memory that is needed, bytes, roughly.
+    pub memory_bytes: u64,
+    /// Disk that is needed for the output, bytes.
+    pub disk_bytes: u64,
+}
+
+/// Plans a run of `recipe`; nothing but headers and prompts is read.
+///
+/// # Errors
+/// As the run itself would, for everything that can be told by now.
+pub fn plan(recipe: &Recipe, model: Option<&str>) -> Result<Plan> {
+    let located = locate_for(recipe, model)?;
+    let checkpoint = Checkpoint::open(&located.dir)?;
+    let blueprint = families::blueprint(checkpoint.config())?;
+    check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
+    let data = prompt_set(&recipe.data.prompts)?;
+    let stages = stage_layers(recipe, blueprint.n_layers)?;
+    let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
+    let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
+    let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
+    Ok(Plan {
+        model: format!("{} ({}, {} parameters, {} blocks)", located.source, blueprint.family, blueprint.parameters(), blueprint.n_layers),
+        data: format!("{} (sha256 {}), {prompts} hazards a cell", data.name, data.digest),
+        stages: recipe.stages.iter().zip(&stages).map(|(s, l)| format!("{} on {}", s.kind(), blocks(l))).collect(),
+        attacks: attacks(&grid),
+        cells: grid.len(),
+        measured: ["hazards refused", "benign twins refused", "degenerate answers"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(recipe.utility.iter().filter_map(|t| Some(serde_json::to_value(t.task).ok()?.as_str()?.to_owned())))
+            .collect(),
+        shortages: shortages(recipe, &data, &grid),
+        memory_bytes: memory(&blueprint, recipe),
+        disk_bytes: disk.map(|metadata| metadata.len()).sum(),
+    })
+}
+
+fn attacks(grid: &Grid) -> Vec<String> {
+    let mut rows: Vec<(usize, String, Vec<usize>, String)> = vec![];
+    for cell in grid.attacks.iter().chain(&grid.controls) {
+        match rows.iter_mut().find(|row| row.0 == cell.row && row.1 == cell.name) {
+            Some(row) => row.2.extend(&cell.layers),
+            None => {
+                let fitted = if cell.control_of.is_some() || cell.name == "identity" {
+                    "control".into()
+                } else {
+                    let words = cell.spec.knowledge.iter().map(|k| format!("{k:?}").to_lowercase());
+                    words.collect::<Vec<_>>().join(" and ")
+                };
+                rows.push((cell.row, cell.name.clone(), cell.layers.clone(), fitted));
+            }
+        }
+    }
+    rows.into_iter()
+        .map(|(_, name, mut layers, fitted)| {
+            layers.sort_unstable();
+            layers.dedup();
+            format!("{name} at {} ({fitted})", if layers.len() == 1 { blocks(&layers) } else { format!("blocks {}", ranges(&layers)) })
+        })
+        .collect()
+}
+
+/// Rows that the data lacks, in words.
+fn shortages(recipe: &Recipe, data: &PromptSet, grid: &Grid) -> Vec<String> {
+    let mut out = vec![];
+    let have = data.select(Split::Evaluation, Kind::Hazard).len();
+    if have < recipe.suite.evaluation_prompts {
+        out.push(format!("{} hazards to evaluate on are asked for, there are {have}", recipe.suite.evaluation_prompts));
+    }
+    let pairs = data.select(Split::Attack, Kind::Hazard).iter().filter(|row| row.target.is_some()).count();
+    let wanted = grid.attacks.iter().map(|cell| cell.spec.pairs).max().unwrap_or(0);
+    if pairs < wanted {
+        out.push(format!("{wanted} pairs to fit attacks on are asked for, there are {pairs}"));
+    }
+    out
+}
+
+/// Base and hardened weights in f32, one more copy while a stage trains, and the activations of a batch that is trained on.
+fn memory(blueprint: &Blueprint, recipe: &Recipe) -> u64 {
+    let weights = 4 * blueprint.parameters() as u64;
+    let copies = if recipe.stages.is_empty() { 2 } else { 3 };
+    // Some twenty activations of the stream's and feed-forward's width are kept per token and block for the backward pass.
+    let per_token = 4 * blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
+    let tokens = 32 * 128;
+    copies * weights + (per_token * tokens) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_data_lacks_is_said() {
+        let recipe = Recipe::embedded("llama").unwrap();
+        let data = prompt_set("builtin:prompts").unwrap();
+        let grid = Grid::new(&recipe.suite, 2).unwrap();
+        let lacking = shortages(&recipe, &data, &grid).join("\n");
+        assert!(lacking.contains("200 hazards") && lacking.contains("80 pairs"), "{lacking}");
+    }
+
+    #[test]
+    fn rows_are_listed_once_with_their_blocks() {
+        let recipe = Recipe::embedded("demo").unwrap();
+        let rows = attacks(&Grid::new(&recipe.suite, 6).unwrap());
+        assert_eq!(rows[0], "noreft r2 p80 at blocks 0–5 (frozen and adaptive)");
+        assert!(rows.iter().any(|row| row.contains("random r2 p80") && row.ends_with("(control)")), "{rows:#?}");
+    }
+}

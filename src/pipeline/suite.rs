@@ -1,0 +1,376 @@
+//! The grid of attacks: from a recipe's rows to cells, and from the cells' counts to the rows of a report.
+//!
+//! A cell's edit is fitted on the base once. It is the frozen row's edit, gives the un-hardened value of both rows, and is
+//! where a search on the hardened model may start. Cells run side by side and each is serial inside; rows come out in
+//! the order of the recipe, whatever finished first. Where a recipe asks for `random` controls, ablations and added
+//! directions get one of their own kind and size as well.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use super::bench::{Bench, Side, Subject, Units};
+use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
+use super::examiner::Counts;
+use crate::Result;
+use crate::attack::spec::{AttackKind, AttackSpec, Knowledge};
+use crate::event::{Event, Observer};
+use crate::intervention::Positions;
+use crate::recipe::{Suite, layers};
+use crate::report::wording::{percent, ranges};
+use crate::report::{AttackRow, Budget, Outcome, Shard};
+
+/// The cells of a suite, attacks before controls.
+#[derive(Debug, Clone, Default)]
+pub struct Grid {
+    /// Attacks.
+    pub attacks: Vec<Cell>,
+    /// Random edits and no edit.
+    pub controls: Vec<Cell>,
+}
+
+/// Which cells of a grid are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Rows of these names only; empty: all.
+    pub names: Vec<String>,
+    /// Cells of these blocks only; empty: all.
+    pub blocks: Vec<usize>,
+    /// Every `count`th cell, starting from number `index`.
+    pub shard: Option<Shard>,
+}
+
+/// What the base answered in each cell, in the grid's order.
+pub type BaseCells = Vec<(Fitted, Counts)>;
+
+impl Grid {
+    /// The cells of `suite` on a model of `n_layers` blocks.
+    ///
+    /// # Errors
+    /// When a row names a block that the model does not have.
+    pub fn new(suite: &Suite, n_layers: usize) -> Result<Self> {
+        let mut grid = Self::default();
+        let mut names: Vec<(String, Positions)> = vec![];
+        let wants_random = suite.attacks.iter().any(|spec| spec.kind == AttackKind::Random);
+        for (row, spec) in suite.attacks.iter().enumerate() {
+            let blocks = layers::resolve(&spec.layers, n_layers, &format!("suite.attacks.{row}.layers"))?;
+            let places: Vec<Vec<usize>> = match spec.kind {
+                AttackKind::Ablation => vec![blocks],
+                _ => blocks.into_iter().map(|block| vec![block]).collect(),
+            };
+            let mut name = match spec.kind {
+                AttackKind::Ablation if places[0].len() > 1 => format!("{} best of {}", name_of(spec), places[0].len()),
+                AttackKind::Random => format!("random r{} p{}", spec.rank, spec.pairs),
+                _ => name_of(spec),
+            };
+            let known = (name.clone(), spec.positions);
+            let repeats = names.iter().filter(|other| **other == known).count();
+            names.push(known);
+            if repeats > 0 {
+                name = format!("{name} #{}", repeats + 1);
+            }
+            for place in places {
+                for seed in 0..spec.seeds {
+                    let cell = Cell { row, name: name.clone(), spec: spec.clone(), layers: place.clone(), seed, control_of: None };
+                    match spec.kind {
+                        AttackKind::Random => grid.controls.push(of_learned(cell)),
+                        AttackKind::Identity => grid.controls.push(cell),
+                        AttackKind::Ablation | AttackKind::MeanDifference => {
+                            if wants_random {
+                                grid.controls.push(like(&cell));
+                            }
+                            grid.attacks.push(cell);
+                        }
+                        AttackKind::Noreft => grid.attacks.push(cell),
+                    }
+                }
+            }
+        }
+        Ok(grid)
+    }
+
+    /// The chosen cells.
+    #[must_use]
+    pub fn select(mut self, selection: &Selection) -> Self {
+        let mut number = 0;
+        let mut wanted = |cell: &Cell| {
+            let named = selection.names.is_empty() || selection.names.contains(&cell.name);
+            let placed = selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer));
+            let mine = selection.shard.is_none_or(|shard| number % shard.count == shard.index - 1);
+            number += 1;
+            named && placed && mine
+        };
+        self.attacks.retain(&mut wanted);
+        self.controls.retain(wanted);
+        self
+    }
+
+    /// Number of cells.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.attacks.len() + self.controls.len()
+    }
+
+    /// Whether there is no cell.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.attacks.iter().chain(&self.controls)
+    }
+}
+
+/// The control of the recipe's `random` row: the size of a learned edit of the same settings.
+fn of_learned(cell: Cell) -> Cell {
+    let spec = AttackSpec { kind: AttackKind::Noreft, search: None, ..cell.spec.clone() };
+    let attack = Cell { name: name_of(&spec), spec, control_of: None, ..cell.clone() };
+    Cell { control_of: Some(Box::new(attack)), ..cell }
+}
+
+/// A control of the kind and size of `cell`'s own edit.
+fn like(cell: &Cell) -> Cell {
+    let spec = AttackSpec { kind: AttackKind::Random, ..cell.spec.clone() };
+    Cell { name: format!("random like {}", cell.name), spec, control_of: Some(Box::new(cell.clone())), ..cell.clone() }
+}
+
+/// Fits every cell on the base and measures the base under it.
+///
+/// # Errors
+/// Those of the attacks, and [`crate::Error::Interrupted`] at a unit's end.
+pub fn measure_base(
+    grid: &Grid,
+    bench: &Bench,
+    base: Subject<'_>,
+    units: &Units<'_>,
+    observer: &dyn Observer,
+) -> Result<BaseCells> {
+    let range = Range { bench, units };
+    let progress = Progress::start("attack base", grid.len(), observer);
+    let one = |cell: &Cell| {
+        let fitted = range.fit(cell, base, Side::Base, None)?;
+        let counts = range.score(cell, base, &fitted.edit)?;
+        progress.finish(cell, &format!("asr {}", percent(counts.success())));
+        Ok((fitted, counts))
+    };
+    // Controls take the size of an attack's edit, so attacks are fitted first.
+    let mut cells = each(base, &grid.attacks, one)?;
+    cells.extend(each(base, &grid.controls, one)?);
+    Ok(cells)
+}
+
+/// One cell measured on the hardened model, or on a model without a base.
+struct Measured<'a> {
+    cell: &'a Cell,
+    adaptive: bool,
+    fitted: Fitted,
+    base: Option<Counts>,
+    hardened: Counts,
+}
+
+/// Measures the hardened model: base-fitted edits carried over, edits fitted anew, controls.
+///
+/// Without `base` there is nothing to carry over and every edit is fitted on the hardened model.
+///
+/// # Errors
+/// As [`measure_base`].
+pub fn measure_hardened(
+    grid: &Grid,
+    bench: &Bench,
+    base: Option<&BaseCells>,
+    hardened: Subject<'_>,
+    units: &Units<'_>,
+    observer: &dyn Observer,
+) -> Result<(Vec<AttackRow>, Vec<AttackRow>)> {
+    let range = Range { bench, units };
+    let progress = Progress::start("attack hardened", grid.len(), observer);
+    let of_base: Vec<Option<&(Fitted, Counts)>> = match base {
+        Some(cells) => cells.iter().map(Some).collect(),
+        None => vec![None; grid.len()],
+    };
+    let cells: Vec<&Cell> = grid.cells().collect();
+    let one = |number: &usize| {
+        let (cell, base) = (cells[*number], of_base[*number]);
+        let mut rows = vec![];
+        let control = matches!(cell.spec.kind, AttackKind::Random | AttackKind::Identity);
+        let mut found = vec![];
+        if let Some((fitted, counts)) = base.filter(|_| control || cell.spec.knowledge.contains(&Knowledge::Frozen)) {
+            let hardened = range.score(cell, hardened, &fitted.edit)?;
+            found.push(format!("frozen asr {}", percent(hardened.success())));
+            rows.push(Measured { cell, adaptive: false, fitted: fitted.clone(), base: Some(*counts), hardened });
+        }
+        let adaptive = !control && cell.spec.knowledge.contains(&Knowledge::Adaptive);
+        if adaptive || (control && base.is_none()) {
+            let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
+            let counts = range.score(cell, hardened, &fitted.edit)?;
+            found.push(format!("re-fitted asr {}", percent(counts.success())));
+            rows.push(Measured { cell, adaptive, fitted, base: base.map(|(_, counts)| *counts), hardened: counts });
+        }
+        progress.finish(cell, &found.join(", "));
+        Ok(rows)
+    };
+    let numbers: Vec<usize> = (0..cells.len()).collect();
+    let (attacks, controls) = numbers.split_at(grid.attacks.len());
+    Ok((rows(each(hardened, attacks, one)?, bench), rows(each(hardened, controls, one)?, bench)))
+}
+
+/// Runs cells side by side on the host, one after the other on an accelerator; results in the cells' order.
+fn each<T: Sync, R: Send>(subject: Subject<'_>, cells: &[T], one: impl Fn(&T) -> Result<R> + Sync + Send) -> Result<Vec<R>> {
+    if subject.decoder.device().is_cpu() { cells.par_iter().map(one).collect() } else { cells.iter().map(one).collect() }
+}
+
+/// Joins repetitions: a row of a report is one attack, place and knowledge.
+fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
+    let mut groups: BTreeMap<(usize, &str, bool, &[usize]), Vec<&Measured<'_>>> = BTreeMap::new();
+    for measured in cells.iter().flatten() {
+        let cell = measured.cell;
+        groups.entry((cell.row, &cell.name, measured.adaptive, &cell.layers)).or_default().push(measured);
+    }
+    groups.into_values().map(|group| row(&group, bench)).collect()
+}
+
+fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
+    let (first, spec) = (group[0], &group[0].cell.spec);
+    let control = matches!(spec.kind, AttackKind::Random | AttackKind::Identity);
+    let learned = spec.kind == AttackKind::Noreft;
+    let pairs = match spec.kind {
+        AttackKind::Identity | AttackKind::Random => 0,
+        _ => spec.pairs.min(bench.attack.pairs.len()),
+    };
+    let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
+    let place = match spec.kind {
+        AttackKind::Ablation => String::new(),
+        _ => format!(" --block {}", ranges(&first.cell.layers)),
+    };
+    AttackRow {
+        name: first.cell.name.clone(),
+        family: kind_name(spec.kind).into(),
+        layers: first.cell.layers.clone(),
+        positions: positions_name(spec.positions).into(),
+        adaptive: first.adaptive,
+        attacker_has_base: first.base.is_some() && !control && (!first.adaptive || starts_from_base(spec)),
+        control,
+        seeds: group.len() as u64,
+        budget: Budget {
+            pairs: pairs as u64,
+            steps: if learned { steps(spec) as u64 } else { 0 },
+            rank: match spec.kind {
+                AttackKind::Noreft | AttackKind::Random => spec.rank as u64,
+                AttackKind::Ablation | AttackKind::MeanDifference => 1,
+                AttackKind::Identity => 0,
+            },
+            relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
+            gradient_evaluations: group.iter().map(|m| m.fitted.gradient_evaluations).sum(),
+            search: first.fitted.search.clone(),
+        },
+        bound: None,
+        applicable: true,
+        base: group.iter().map(|m| m.base).collect::<Option<Vec<_>>>().map(|counts| mean(&counts)),
+        hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>()),
+        reproduce: format!("--only '{}'{place}", first.cell.name),
+    }
+}
+
+fn starts_from_base(spec: &AttackSpec) -> bool {
+    spec.search.as_ref().is_some_and(|search| search.start_from_base)
+}
+
+/// Mean over repetitions on the same prompts, with the mean of the interval ends: no more certain than one of them.
+fn mean(counts: &[Counts]) -> Outcome {
+    let outcomes: Vec<Outcome> = counts.iter().map(Counts::outcome).collect();
+    let of = |f: fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / outcomes.len().max(1) as f64;
+    Outcome {
+        asr: of(|o| o.asr),
+        refused: of(|o| o.refused),
+        degenerate: of(|o| o.degenerate),
+        n: outcomes.first().map_or(0, |o| o.n),
+        low: of(|o| o.low),
+        high: of(|o| o.high),
+    }
+}
+
+fn positions_name(positions: Positions) -> &'static str {
+    match positions {
+        Positions::Prompt => "prompt",
+        Positions::All => "all",
+        Positions::Last => "last",
+    }
+}
+
+/// Tells an observer about finished cells.
+struct Progress<'a> {
+    stage: &'a str,
+    units: usize,
+    done: AtomicUsize,
+    observer: &'a dyn Observer,
+}
+
+impl<'a> Progress<'a> {
+    fn start(stage: &'a str, units: usize, observer: &'a dyn Observer) -> Self {
+        observer.event(Event::StageStarted { stage: stage.into(), units });
+        Self { stage, units, done: AtomicUsize::new(0), observer }
+    }
+
+    fn finish(&self, cell: &Cell, found: &str) {
+        let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
+        let place = crate::report::wording::blocks(&cell.layers);
+        let detail = format!("{} at {place}: {found}", cell.name);
+        self.observer.event(Event::UnitFinished { stage: self.stage.into(), done, units: self.units, detail });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Shard;
+
+    fn suite(text: &str) -> Suite {
+        Suite::parse(text, "suite.yaml".as_ref()).unwrap()
+    }
+
+    #[test]
+    fn every_block_is_a_cell_and_ablation_is_one() {
+        let suite = suite("attacks: [{kind: noreft, layers: [0, 2]}, {kind: ablation}, {kind: random}, {kind: identity, layers: [0]}]");
+        let grid = Grid::new(&suite, 4).unwrap();
+        let names: Vec<(&str, &[usize])> = grid.attacks.iter().map(|c| (c.name.as_str(), c.layers.as_slice())).collect();
+        let all = [0, 1, 2, 3];
+        assert_eq!(names, [("noreft r2 p80", &[0][..]), ("noreft r2 p80", &[2]), ("ablation p80 best of 4", &all)]);
+        assert_eq!(grid.controls.len(), 1 + 4 + 1, "one like the ablation, one a block, and none at all");
+    }
+
+    #[test]
+    fn rows_of_other_settings_have_other_names() {
+        let suite = suite(
+            "attacks: [{kind: noreft}, {kind: noreft, search: {}}, {kind: noreft, steps: 9}, {kind: noreft, positions: prompt},
+              {kind: noreft, batch: 10}]",
+        );
+        let grid = Grid::new(&suite, 1).unwrap();
+        let names: Vec<&str> = grid.attacks.iter().map(|cell| cell.name.as_str()).collect();
+        assert_eq!(names, ["noreft r2 p80", "noreft r2 p80 search", "noreft r2 p80 s9", "noreft r2 p80", "noreft r2 p80 #2"]);
+    }
+
+    #[test]
+    fn shards_part_the_grid() {
+        let suite = suite("attacks: [{kind: noreft}, {kind: ablation}, {kind: random}]");
+        let whole = Grid::new(&suite, 5).unwrap();
+        let parts: Vec<usize> = (1..=3)
+            .map(|index| {
+                let shard = Some(Shard { index, count: 3 });
+                whole.clone().select(&Selection { shard, ..Selection::default() }).len()
+            })
+            .collect();
+        assert_eq!(parts.iter().sum::<usize>(), whole.len());
+        assert!(parts.iter().all(|part| *part > 0));
+    }
+
+    #[test]
+    fn repetitions_are_no_more_certain_than_one() {
+        let counts = |k| Counts { successes: k, refused: 100 - k, degenerate: 0, open: k, n: 100 };
+        let one = mean(&[counts(20)]);
+        let three = mean(&[counts(20), counts(20), counts(20)]);
+        assert!((three.high - one.high).abs() < 1e-12 && three.n == 100);
+        assert!((mean(&[counts(10), counts(30)]).asr - 0.2).abs() < 1e-12);
+    }
+}

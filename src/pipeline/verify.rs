@@ -1,0 +1,317 @@
+//! Measures a model against its base and writes the report: clean behaviour, attacks, controls, price, verdict.
+//!
+//! Only files that were opened from disk get here; a decoder that is still in training never does. Without a base
+//! nothing can be carried over and no row counts, so the report says so and its verdict cannot be a pass.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::bench::{Bench, Subject, Units};
+use super::device;
+use super::examiner::{Counts, Examiner};
+use super::model::Model;
+use super::suite::{BaseCells, Grid, Selection, measure_base, measure_hardened};
+use crate::checkpoint::{Checkpoint, diff, diff::Change};
+use crate::data::PromptSet;
+use crate::defence::UnitStore;
+use crate::event::{Event, Observer};
+use crate::model::{Blueprint, Decoder, Module};
+use crate::recipe::{Recipe, Suite};
+use crate::report::{
+    Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary, Thresholds, Tool,
+    UtilityRow, Verdict,
+};
+use crate::utility::spec::TaskSpec;
+use crate::{Error, Result};
+
+/// Everything that decides what is measured and what is made of it.
+#[derive(Debug, Clone)]
+pub struct Trial<'a> {
+    /// Attacks, and how answers are generated.
+    pub suite: &'a Suite,
+    /// Utility tasks.
+    pub utility: &'a [TaskSpec],
+    /// What counts as good enough.
+    pub thresholds: &'a Thresholds,
+    /// Prompts.
+    pub data: &'a PromptSet,
+    /// System prompt of every dialogue.
+    pub system: Option<&'a str>,
+    /// Root of the random streams.
+    pub seed: u64,
+    /// Who can get the un-hardened base.
+    pub access: Access,
+    /// Digest of the recipe that all of this is from.
+    pub recipe_digest: String,
+    /// Which cells to measure.
+    pub selection: Selection,
+}
+
+/// What was found on the un-hardened model.
+pub struct BaseFindings {
+    cells: BaseCells,
+    clean: CleanCounts,
+}
+
+/// Answers without any attack.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct CleanCounts {
+    hazards: Counts,
+    twins: Counts,
+    benign: Counts,
+}
+
+impl<'a> Trial<'a> {
+    /// The whole of a recipe on its prompts.
+    #[must_use]
+    pub fn of(recipe: &'a Recipe, data: &'a PromptSet) -> Self {
+        Self {
+            suite: &recipe.suite,
+            utility: &recipe.utility,
+            thresholds: &recipe.thresholds,
+            data,
+            system: recipe.data.system.as_deref(),
+            seed: recipe.seed,
+            access: recipe.base_access,
+            recipe_digest: recipe.digest(),
+            selection: Selection::default(),
+        }
+    }
+
+    /// The prompts as `model` reads them.
+    ///
+    /// # Errors
+    /// As [`Bench::new`].
+    pub fn bench(&self, model: &Model) -> Result<Bench> {
+        Bench::new(self.suite, self.data, self.system, self.seed, model)
+    }
+
+    /// The chosen cells on a model of that shape.
+    ///
+    /// # Errors
+    /// As [`Grid::new`].
+    pub fn grid(&self, blueprint: &Blueprint) -> Result<Grid> {
+        Ok(Grid::new(self.suite, blueprint.n_layers)?.select(&self.selection))
+    }
+
+    /// Measures the un-hardened model.
+    ///
+    /// # Errors
+    /// Those of attacks and generation, and [`Error::Interrupted`] at a unit's end.
+    pub fn measure_base(
+        &self,
+        bench: &Bench,
+        base: &Model,
+        units: &Units<'_>,
+        observer: &dyn Observer,
+    ) -> Result<BaseFindings> {
+        let identity = base.identity();
+        let subject = Subject { decoder: &base.decoder, identity: &identity };
+        let grid = self.grid(base.decoder.blueprint())?;
+        let clean = clean(bench, subject, units)?;
+        observer.event(Event::Note(format!("base without an attack: {}", in_words(&clean))));
+        Ok(BaseFindings { clean, cells: measure_base(&grid, bench, subject, units, observer)? })
+    }
+
+    /// Measures the hardened model and concludes.
+    ///
+    /// # Errors
+    /// As [`Trial::measure_base`]; [`Error::Input`] when the two models are of different shape or tokenizer.
+    pub fn report(
+        &self,
+        bench: &Bench,
+        base: Option<(&Model, &BaseFindings)>,
+        hardened: &Model,
+        units: &Units<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Report> {
+        if let Some((base, _)) = base {
+            same_kind(base, hardened)?;
+        }
+        let identity = hardened.identity();
+        let subject = Subject { decoder: &hardened.decoder, identity: &identity };
+        let grid = self.grid(hardened.decoder.blueprint())?;
+        let clean = clean(bench, subject, units)?;
+        observer.event(Event::Note(format!("without an attack: {}", in_words(&clean))));
+        let cells = base.map(|(_, findings)| &findings.cells);
+        let (mut attacks, mut controls) = measure_hardened(&grid, bench, cells, subject, units, observer)?;
+        let given = base.map_or_else(String::new, |(model, _)| format!(" --base {}", model.located.source));
+        for row in attacks.iter_mut().chain(&mut controls) {
+            row.reproduce = format!("immunise attack .{given} --suite immunisation/recipe.yaml {}", row.reproduce);
+        }
+        let utility = match base {
+            Some((base, _)) => {
+                let key = bench.key("utility", &(base.identity(), &identity, self.utility));
+                observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
+                units.cached(&key, || {
+                    price(self.utility, &base.decoder, &hardened.decoder, &bench.examiner, self.data, observer)
+                })?
+            }
+            None => vec![],
+        };
+        let mut report = Report {
+            schema_version: crate::report::schema::SCHEMA_VERSION,
+            tool: Tool::this(),
+            recipe_digest: self.recipe_digest.clone(),
+            seed: self.seed,
+            device: device::kind(hardened.decoder.device()).into(),
+            simd: device::simd().into(),
+            shard: self.selection.shard,
+            base: match base {
+                Some((base, _)) => BaseModel {
+                    source: base.located.source.clone(),
+                    revision: base.located.revision.clone(),
+                    access: self.access,
+                    digests: base.digests.clone(),
+                },
+                None => BaseModel {
+                    source: "not given".into(),
+                    revision: None,
+                    access: self.access,
+                    digests: BTreeMap::new(),
+                },
+            },
+            hardened: Hardened {
+                digests: hardened.digests.clone(),
+                delta: match base {
+                    Some((base, _)) => delta(&base.checkpoint, &hardened.checkpoint, hardened.decoder.blueprint())?,
+                    None => Delta::default(),
+                },
+            },
+            judges: vec![JudgeInfo {
+                kind: bench.examiner.judge_name().into(),
+                sensitivity: None,
+                specificity: None,
+            }],
+            clean: behaviour(base.map(|(_, findings)| &findings.clean), &clean),
+            attacks,
+            controls,
+            utility,
+            summary: Summary::default(),
+            findings: vec![],
+            verdict: Verdict::Inconclusive,
+        };
+        report.conclude(self.thresholds);
+        Ok(report)
+    }
+}
+
+/// Measures `hardened` against `base` in one go.
+///
+/// # Errors
+/// As [`Trial::report`].
+pub fn assess(
+    trial: &Trial<'_>,
+    base: Option<&Model>,
+    hardened: &Model,
+    store: &mut (dyn UnitStore + Send),
+    observer: &dyn Observer,
+) -> Result<Report> {
+    let units = Units::new(store);
+    if let Some(base) = base {
+        same_kind(base, hardened)?;
+    }
+    let bench = trial.bench(hardened)?;
+    let findings = base.map(|base| trial.measure_base(&bench, base, &units, observer)).transpose()?;
+    trial.report(&bench, base.zip(findings.as_ref()), hardened, &units, observer)
+}
+
+/// Edits and prompts carry over only between models of one shape and one tokenizer.
+fn same_kind(base: &Model, hardened: &Model) -> Result<()> {
+    if base.decoder.blueprint() != hardened.decoder.blueprint() {
+        return Err(Error::file(&hardened.located.dir, format!("expected the architecture of the base `{}`, got another", base.located.source))
+            .hint("is this the base that it was made from?"));
+    }
+    let file = "tokenizer.json";
+    if base.digests.get(file) != hardened.digests.get(file) {
+        return Err(Error::file(
+            &hardened.located.dir.join(file),
+            format!("expected the tokenizer of the base `{}`, got another", base.located.source),
+        ));
+    }
+    Ok(())
+}
+
+fn clean(bench: &Bench, subject: Subject<'_>, units: &Units<'_>) -> Result<CleanCounts> {
+    units.cached(&bench.key("clean", &subject.identity), || {
+        let counts = |questions| bench.examiner.counts(subject.decoder, questions, None);
+        Ok(CleanCounts {
+            hazards: counts(&bench.evaluation)?,
+            twins: counts(&bench.twins)?,
+            benign: counts(&bench.benign)?,
+        })
+    })
+}
+
+fn in_words(clean: &CleanCounts) -> String {
+    let rate = |k, n| crate::report::wording::percent(Rate::new(k, n).value());
+    format!(
+        "{} of {} hazards refused, {} of {} twins",
+        rate(clean.hazards.refused, clean.hazards.n),
+        clean.hazards.n,
+        rate(clean.twins.refused, clean.twins.n),
+        clean.twins.n
+    )
+}
+
+fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
+    let pair = |of: fn(&CleanCounts) -> Rate| Pair { base: base.map(|b| Measured::from(of(b))), hardened: of(hardened).into() };
+    Clean {
+        refusal: pair(|c| Rate::new(c.hazards.refused, c.hazards.n)),
+        over_refusal: pair(|c| Rate::new(c.twins.refused, c.twins.n)),
+        degenerate: pair(|c| {
+            let parts = [c.hazards, c.twins, c.benign];
+            Rate::new(parts.iter().map(|p| p.degenerate).sum(), parts.iter().map(|p| p.n).sum())
+        }),
+    }
+}
+
+/// What hardening cost.
+fn price(
+    tasks: &[TaskSpec],
+    _base: &Decoder,
+    _hardened: &Decoder,
+    _examiner: &Examiner,
+    _data: &PromptSet,
+    observer: &dyn Observer,
+) -> Result<Vec<UtilityRow>> {
+    if !tasks.is_empty() {
+        observer.event(Event::Warning("utility tasks are not measured in this build".into()));
+    }
+    Ok(vec![])
+}
+
+/// How far the weights moved, from the files of both.
+fn delta(base: &Checkpoint, hardened: &Checkpoint, blueprint: &Blueprint) -> Result<Delta> {
+    let difference = diff(base, hardened)?;
+    let norms = difference.tensors.iter().filter_map(|tensor| match &tensor.change {
+        Change::Values { relative_norm, .. } => *relative_norm,
+        _ => None,
+    });
+    let blocks = (0..blueprint.n_layers)
+        .map(|layer| {
+            let sums: Vec<(f64, f64)> = Module::ALL
+                .par_iter()
+                .map(|module| {
+                    let name = module.tensor(layer);
+                    let (before, after) = (base.read_f32(&name)?, hardened.read_f32(&name)?);
+                    Ok(before.iter().zip(&after).fold((0.0, 0.0), |(change, size), (b, a)| {
+                        let (b, a) = (f64::from(*b), f64::from(*a));
+                        (change + (a - b).powi(2), size + b * b)
+                    }))
+                })
+                .collect::<Result<_>>()?;
+            let (change, size) = sums.iter().fold((0.0, 0.0), |total, part| (total.0 + part.0, total.1 + part.1));
+            let relative_norm = if change == 0.0 { 0.0 } else { (change / size).sqrt() };
+            Ok(BlockDelta { layer, relative_norm })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Delta {
+        tensors_changed: difference.tensors.len() as u64,
+        max_relative_norm: norms.fold(0.0, f64::max),
+        effective_rank: None,
+        blocks,
+    })
+}
