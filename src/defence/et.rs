@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::anchor::batch_of;
 use super::spec::EtSpec;
-use super::trainable::Trainable;
+use super::trainable::{Trainable, merge};
 use super::{Adversary, BlockOutcome, DefenceData, Dialogue, StageOutcome, UnitStore};
 use crate::adapter::Adapter;
 use crate::event::{Event, Observer};
@@ -32,6 +32,22 @@ use crate::{Error, Result};
 /// Added to a target's squared norm, relative to the mean over tokens, so that tiny targets do not dominate.
 const RELATIVE_FLOOR: f64 = 1e-2;
 
+/// Whether faults 1–4 of the reference are avoided, or reproduced for comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Faults {
+    /// The mathematics that the paper intends.
+    Avoided,
+    /// As the reference: dropout over the whole residual vector, factors trained at half the scale at which they are
+    /// merged, no factor zero at the start, factors rounded to bf16 after every step.
+    Reproduced,
+}
+
+/// Scale of the reference's adapters in training; they are merged at 1.
+const FAITHFUL_SCALE: f64 = 0.5;
+
+/// Dropout of the reference.
+const FAITHFUL_DROPOUT: f64 = 0.1;
+
 /// Hardens each of `layers` against edits of its own input.
 ///
 /// # Errors
@@ -39,6 +55,7 @@ const RELATIVE_FLOOR: f64 = 1e-2;
 #[allow(clippy::too_many_arguments)]
 pub fn run(
     spec: &EtSpec,
+    faults: Faults,
     layers: &[usize],
     decoder: &Decoder,
     data: &DefenceData,
@@ -59,7 +76,7 @@ pub fn run(
         .map(|layer| {
             let unit = match kept.get(layer) {
                 Some(unit) => unit.clone(),
-                None => harden_block(spec, *layer, decoder, data, adversary, seed)?,
+                None => harden_block(spec, faults, *layer, decoder, data, adversary, seed)?,
             };
             let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(key(*layer), error.to_string()))?;
             let mut guard = store.lock().map_err(|_| Error::input(key(*layer), "another block's worker panicked"))?;
@@ -134,6 +151,7 @@ impl Stored {
 
 fn harden_block(
     spec: &EtSpec,
+    faults: Faults,
     layer: usize,
     decoder: &Decoder,
     data: &DefenceData,
@@ -142,7 +160,10 @@ fn harden_block(
 ) -> Result<Unit> {
     let mut stream = Stream::new(seed, &format!("et/block-{layer}"));
     let task = Neutralisation::new(layer, decoder, data, spec, &mut stream)?;
-    let trainable = Trainable::fresh(decoder, &[layer], spec.rank, &mut stream)?;
+    let trainable = match faults {
+        Faults::Avoided => Trainable::fresh(decoder, &[layer], spec.rank, &mut stream)?,
+        Faults::Reproduced => Trainable::without_zero(decoder, &[layer], spec.rank, FAITHFUL_SCALE, &mut stream)?,
+    };
     let adapted = trainable.attach(decoder)?;
     // Nothing is dropped from the bank between rounds.
     let mut bank = vec![adversary.fit(decoder, layer, 0)?];
@@ -160,8 +181,8 @@ fn harden_block(
         reverted: false,
     };
     for round in 1..=spec.rounds {
-        task.train(spec, &trainable, &adapted, &placed, &mut stream)?;
-        let hardened = adapted.merged()?;
+        task.train(spec, faults, &trainable, &adapted, &placed, &mut stream)?;
+        let hardened = merge(decoder, &trainable.export()?)?;
         outcome.rounds = round;
         outcome.infection.1 = task.infection(&hardened, &placed[0])?;
         let mut worst = 0_f64;
@@ -252,6 +273,7 @@ impl Neutralisation {
     fn train(
         &self,
         spec: &EtSpec,
+        faults: Faults,
         trainable: &Trainable,
         adapted: &Decoder,
         bank: &[Placed],
@@ -262,9 +284,15 @@ impl Neutralisation {
             let cached = &self.hazards[stream.below(self.hazards.len())];
             let edit = &bank[step % bank.len()];
             let anchor = if self.anchors.is_empty() { None } else { Some(stream.below(self.anchors.len())) };
+            let dropout = match faults {
+                Faults::Avoided => None,
+                Faults::Reproduced => Some(dropout_mask(&cached.input, stream)?),
+            };
+            let drop =
+                |x: Tensor| -> Result<Tensor> { dropout.as_ref().map_or(Ok(x.clone()), |mask| Ok((&x * mask)?)) };
             let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
-                let infected = self.error(adapted, cached, &self.edited(edit, cached)?)?;
-                let mut stable = self.error(adapted, cached, &cached.input)?;
+                let infected = self.error(adapted, cached, &drop(self.edited(edit, cached)?)?)?;
+                let mut stable = self.error(adapted, cached, &drop(cached.input.clone())?)?;
                 if let Some(anchor) = anchor {
                     let anchor = &self.anchors[anchor];
                     stable = (stable + self.error(adapted, anchor, &anchor.input)?)?;
@@ -272,6 +300,9 @@ impl Neutralisation {
                 Ok((infected + (stable * spec.lambda)?)?)
             })?;
             adam.step(&gradients, spec.learning_rate * (1.0 - step as f64 / spec.steps as f64))?;
+            if faults == Faults::Reproduced {
+                trainable.round_to_bf16()?;
+            }
         }
         Ok(())
     }
@@ -284,6 +315,14 @@ impl Neutralisation {
         }
         Ok(total / self.hazards.len() as f64)
     }
+}
+
+/// 0 with probability [`FAITHFUL_DROPOUT`], else the factor that keeps the mean, shaped as `like`.
+fn dropout_mask(like: &Tensor, stream: &mut Stream) -> Result<Tensor> {
+    let keep = (1.0 / (1.0 - FAITHFUL_DROPOUT)) as f32;
+    let mask: Vec<f32> =
+        (0..like.elem_count()).map(|_| if stream.unit() < FAITHFUL_DROPOUT { 0.0 } else { keep }).collect();
+    Ok(Tensor::from_vec(mask, like.shape(), like.device())?)
 }
 
 fn cached(original: &Decoder, layer: usize, batch: TokenBatch) -> Result<Cached> {

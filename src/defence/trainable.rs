@@ -26,6 +26,7 @@ struct Slot {
 #[derive(Debug, Clone)]
 pub struct Trainable {
     slots: Vec<Slot>,
+    scale: f64,
 }
 
 impl Trainable {
@@ -52,7 +53,40 @@ impl Trainable {
                 slots.push(Slot { layer, module, a, b });
             }
         }
-        Ok(Self { slots })
+        Ok(Self { slots, scale: 1.0 })
+    }
+
+    /// Adapters as the reference implementation starts them, for comparison only: both factors random, trained at `scale`
+    /// but exported at 1.
+    ///
+    /// # Errors
+    /// As [`Trainable::fresh`].
+    pub fn without_zero(
+        decoder: &Decoder,
+        layers: &[usize],
+        rank: usize,
+        scale: f64,
+        stream: &mut Stream,
+    ) -> Result<Self> {
+        let trainable = Self::fresh(decoder, layers, rank, stream)?;
+        for slot in &trainable.slots {
+            let (rows, rank) = slot.b.dims2()?;
+            let values = stream.uniform(rows * rank, (rank as f64).powf(-0.5));
+            slot.b.set(&Tensor::from_vec(values, (rows, rank), decoder.device())?)?;
+        }
+        Ok(Self { scale, ..trainable })
+    }
+
+    /// Rounds all factors to bf16, as parameters kept in that type are: steps below its spacing vanish.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn round_to_bf16(&self) -> Result<()> {
+        for var in self.vars() {
+            let rounded = var.as_tensor().detach().to_dtype(candle_core::DType::BF16)?;
+            var.set(&rounded.to_dtype(candle_core::DType::F32)?)?;
+        }
+        Ok(())
     }
 
     /// All factors, in a fixed order.
@@ -68,7 +102,7 @@ impl Trainable {
         decoder.map_blocks(|layer, block| {
             let mut adapted = block.clone();
             for slot in self.slots.iter().filter(|slot| slot.layer == layer) {
-                let low = LowRank { a: slot.a.as_tensor().clone(), b: slot.b.as_tensor().clone(), scale: 1.0 };
+                let low = LowRank { a: slot.a.as_tensor().clone(), b: slot.b.as_tensor().clone(), scale: self.scale };
                 adapted = adapted.with_map(slot.module, block.map(slot.module).with_adapter(low)?);
             }
             Ok(adapted)

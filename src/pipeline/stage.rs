@@ -1,12 +1,23 @@
 //! Runs one defence stage of a recipe with everything that it may see.
 
 use super::examiner::{Examiner, Questions};
+use super::pool::Pool;
 use crate::Result;
 use crate::attack::AttackData;
-use crate::defence::{DefenceData, StageOutcome, UnitStore};
-use crate::event::{Event, Observer};
+use crate::attack::learned::{Fit, fit, paper_steps};
+use crate::defence::spec::EtSpec;
+use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, adversarial, et};
+use crate::event::Observer;
+use crate::intervention::{Edit, Positions};
+use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::recipe::Stage;
+
+/// Pairs per step of the paper's attack.
+const PAPER_BATCH: usize = 10;
+
+/// The paper's step size.
+const PAPER_RATE: f64 = 4e-3;
 
 /// What stages train on and choose by.
 pub struct StageData {
@@ -26,13 +37,51 @@ pub struct StageData {
 /// Those of the stage.
 pub fn run_stage(
     stage: &Stage,
-    _layers: &[usize],
-    _decoder: &Decoder,
-    _data: &StageData,
-    _seed: u64,
+    layers: &[usize],
+    decoder: &Decoder,
+    data: &StageData,
+    seed: u64,
     observer: &dyn Observer,
-    _store: &mut dyn UnitStore,
+    store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
-    observer.event(Event::Warning(format!("stage `{}` changes nothing in this build", stage.kind())));
-    Ok(StageOutcome::default())
+    let local = |spec: &EtSpec, faults: et::Faults, store: &mut dyn UnitStore| {
+        let adversary = PaperAdversary { spec, data, seed };
+        et::run(spec, faults, layers, decoder, &data.defence, &adversary, seed, observer, store)
+    };
+    match stage {
+        Stage::Et(spec, _) => local(spec, et::Faults::Avoided, store),
+        Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
+        Stage::Adversarial(spec, _) => {
+            let mut pool = Pool::new(spec, layers, &data.attack, seed)?;
+            adversarial::run(spec, layers, decoder, &data.defence, &mut pool, seed, observer)
+        }
+    }
+}
+
+/// The paper's learned edit, fitted on the training split and judged on the validation split.
+struct PaperAdversary<'a> {
+    spec: &'a EtSpec,
+    data: &'a StageData,
+    seed: u64,
+}
+
+impl Adversary for PaperAdversary<'_> {
+    fn fit(&self, decoder: &Decoder, layer: usize, attempt: usize) -> Result<Edit> {
+        let settings = Fit {
+            layer,
+            rank: self.spec.attack_rank,
+            steps: paper_steps(self.spec.attack_pairs, PAPER_BATCH),
+            batch: PAPER_BATCH,
+            learning_rate: PAPER_RATE,
+            positions: Positions::All,
+        };
+        let mut stream = Stream::new(self.seed, &format!("et/adversary/block-{layer}/{attempt}"));
+        let pairs = self.spec.attack_pairs;
+        Ok(fit(decoder, &self.data.attack, pairs, &settings, None, None, &mut stream)?.edit)
+    }
+
+    fn success(&self, decoder: &Decoder, edit: &Edit) -> Result<f64> {
+        let edit = Some((edit, Positions::All));
+        Ok(self.data.examiner.counts(decoder, &self.data.validation, edit)?.success())
+    }
 }

@@ -1,0 +1,227 @@
+//! The reference implementation's faults, each shown to be absent here. Fault 9 (attacked and clean text measured on other
+//! windows, thresholds relative to each model's own rate) is held by the tests of `utility::perplexity` and of
+//! `report::verdict`, fault 11 (a judge that counts one-word agreements) by `tests/judge.rs`.
+
+use std::sync::Mutex;
+
+use candle_core::{Device, Tensor};
+use immunise::Result;
+use immunise::adapter::AdapterSet;
+use immunise::data::{Kind, Split, builtin};
+use immunise::defence::et::{self, Faults};
+use immunise::defence::spec::EtSpec;
+use immunise::defence::trainable::{Trainable, merge};
+use immunise::defence::{Adversary, BlockOutcome, DefenceData, Dialogue, Forgetful};
+use immunise::event::Silent;
+use immunise::intervention::Edit;
+use immunise::math::seed::Stream;
+use immunise::model::optimiser::host_values;
+use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
+
+fn decoder() -> Decoder {
+    let blueprint = Blueprint {
+        family: "llama",
+        vocab: 31,
+        d_model: 16,
+        n_layers: 3,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 4,
+        d_ff: 24,
+        norm_eps: 1e-5,
+        rope_theta: 1e4,
+        max_positions: 32,
+        tied: true,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+    };
+    let mut stream = Stream::new(11, "weights");
+    Decoder::from_weights(blueprint, &Device::Cpu, |name, shape| {
+        let count = shape.iter().product();
+        let values = if name.ends_with("norm.weight") { vec![1.0; count] } else { stream.gaussian(count, 0.3) };
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    })
+    .unwrap()
+}
+
+fn data(pad: u32) -> DefenceData {
+    let mut stream = Stream::new(3, "dialogues");
+    let mut tokens = |n: usize| (0..n).map(|_| 1 + stream.below(30) as u32).collect::<Vec<u32>>();
+    let mut dialogues = |count: usize| -> Vec<Dialogue> {
+        (0..count).map(|i| Dialogue { prompt: tokens(4 + i % 4), answer: tokens(2 + i % 3) }).collect()
+    };
+    DefenceData { hazards: dialogues(12), anchors: dialogues(12), pad }
+}
+
+fn spec(steps: usize) -> EtSpec {
+    EtSpec { rank: 2, steps, batch: 4, prompts: 12, anchors: 12, rounds: 2, ..EtSpec::default() }
+}
+
+/// An adversary that always finds the same edit, whose success is scripted, and that counts what it is asked.
+struct Scripted {
+    edit: fn(usize) -> Edit,
+    success: f64,
+    attempts: Mutex<Vec<(usize, usize)>>,
+}
+
+impl Scripted {
+    fn new(edit: fn(usize) -> Edit, success: f64) -> Self {
+        Self { edit, success, attempts: Mutex::new(Vec::new()) }
+    }
+}
+
+impl Adversary for Scripted {
+    fn fit(&self, _: &Decoder, layer: usize, attempt: usize) -> Result<Edit> {
+        self.attempts.lock().unwrap().push((layer, attempt));
+        Ok((self.edit)(layer))
+    }
+
+    fn success(&self, _: &Decoder, _: &Edit) -> Result<f64> {
+        Ok(self.success)
+    }
+}
+
+fn strong(layer: usize) -> Edit {
+    let mut stream = Stream::new(layer as u64, "edit");
+    Edit::LowRank { layer, rank: 2, w1: stream.gaussian(32, 0.4), w2: stream.gaussian(32, 0.4) }
+}
+
+fn identity(layer: usize) -> Edit {
+    Edit::LowRank { layer, rank: 1, w1: vec![0.5; 16], w2: vec![0.5; 16] }
+}
+
+fn run(spec: &EtSpec, faults: Faults, layers: &[usize], pad: u32, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
+    let mut store = Forgetful::default();
+    let outcome =
+        et::run(spec, faults, layers, &decoder(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
+    (outcome.adapters, outcome.blocks)
+}
+
+fn batch() -> TokenBatch {
+    TokenBatch::dialogues(&[vec![1, 5, 9], vec![3]], &[vec![4, 6], vec![8, 2]], 0)
+}
+
+fn logits(decoder: &Decoder) -> Vec<f32> {
+    host_values(&decoder.forward(&batch(), &mut Hooks::none(), None).unwrap()).unwrap()
+}
+
+fn largest(values: impl IntoIterator<Item = f32>) -> f32 {
+    values.into_iter().fold(0.0, |m, v| m.max(v.abs()))
+}
+
+#[test]
+fn fault_1_no_dropout_so_an_edit_that_does_nothing_trains_nothing() {
+    let quiet = run(&spec(20), Faults::Avoided, &[1], 0, &Scripted::new(identity, 0.0));
+    assert!(quiet.0.iter().all(|(_, adapter)| largest(adapter.delta()) == 0.0));
+    let noisy = run(&spec(20), Faults::Reproduced, &[1], 0, &Scripted::new(identity, 0.0));
+    assert!(noisy.0.iter().any(|(_, adapter)| largest(adapter.delta()) > 0.0), "the comparison lost its fault");
+    assert_eq!(logits(&decoder()), logits(&decoder()));
+}
+
+#[test]
+fn fault_2_the_merged_model_computes_what_the_adapters_computed() {
+    let base = decoder();
+    let mut stream = Stream::new(2, "factors");
+    let honest = Trainable::fresh(&base, &[0, 1, 2], 3, &mut stream).unwrap();
+    for var in honest.vars() {
+        let values = stream.gaussian(var.elem_count(), 0.1);
+        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+    let gap = |trainable: &Trainable| {
+        let adapted = logits(&trainable.attach(&base).unwrap());
+        let merged = logits(&merge(&base, &trainable.export().unwrap()).unwrap());
+        largest(adapted.iter().zip(&merged).map(|(a, b)| a - b)) / largest(merged)
+    };
+    assert!(gap(&honest) < 1e-5, "{}", gap(&honest));
+    let faithful = Trainable::without_zero(&base, &[0, 1, 2], 3, 0.5, &mut stream).unwrap();
+    assert!(gap(&faithful) > 1e-2, "the comparison lost its fault");
+}
+
+#[test]
+fn fault_3_zero_steps_change_nothing() {
+    let (adapters, _) = run(&spec(0), Faults::Avoided, &[0, 1, 2], 0, &Scripted::new(strong, 1.0));
+    assert_eq!(adapters.len(), 21);
+    assert_eq!(logits(&merge(&decoder(), &adapters).unwrap()), logits(&decoder()));
+    let (adapters, _) = run(&spec(0), Faults::Reproduced, &[0], 0, &Scripted::new(strong, 1.0));
+    assert_ne!(logits(&merge(&decoder(), &adapters).unwrap()), logits(&decoder()));
+}
+
+#[test]
+fn fault_4_factors_are_f32_and_small_steps_move_them() {
+    let trainable = Trainable::fresh(&decoder(), &[0], 2, &mut Stream::new(1, "factors")).unwrap();
+    let a = trainable.vars().swap_remove(0);
+    assert_eq!(a.dtype(), candle_core::DType::F32);
+    trainable.round_to_bf16().unwrap();
+    let before = host_values(a.as_tensor()).unwrap();
+    let moved = |after: Vec<f32>| before.iter().zip(after).filter(|(a, b)| **a != *b).count();
+    a.set(&(a.as_tensor().detach() + 1e-4).unwrap()).unwrap();
+    let in_f32 = moved(host_values(a.as_tensor()).unwrap());
+    trainable.round_to_bf16().unwrap();
+    let in_bf16 = moved(host_values(a.as_tensor()).unwrap());
+    assert_eq!(in_f32, before.len());
+    assert!(in_bf16 * 2 < before.len(), "{in_bf16} of {}", before.len());
+}
+
+#[test]
+fn fault_5_targets_are_the_original_so_blocks_do_not_depend_on_one_another() {
+    let together = run(&spec(8), Faults::Avoided, &[0, 1, 2], 0, &Scripted::new(strong, 1.0)).0;
+    let alone = run(&spec(8), Faults::Avoided, &[2], 0, &Scripted::new(strong, 1.0)).0;
+    assert_eq!(alone.len(), 7);
+    for (name, adapter) in &alone {
+        assert_eq!(together.get(name), Some(adapter), "{name}");
+    }
+}
+
+#[test]
+fn fault_6_one_step_moves_every_adapter_of_the_block() {
+    let (adapters, _) =
+        run(&EtSpec { rounds: 1, ..spec(1) }, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
+    for module in Module::ALL {
+        let delta = adapters.get(&module.tensor(1)).unwrap().delta();
+        assert!(largest(delta) > 0.0, "{module} has no gradient");
+    }
+}
+
+#[test]
+fn fault_7_a_block_is_accepted_only_after_a_fresh_attack_failed() {
+    let winning = Scripted::new(strong, 1.0);
+    let (_, blocks) = run(&spec(2), Faults::Avoided, &[1], 0, &winning);
+    assert!(!blocks[0].accepted && !blocks[0].reverted);
+    assert_eq!(blocks[0].rounds, 2);
+    assert_eq!(*winning.attempts.lock().unwrap(), [(1, 0), (1, 1), (1, 2)], "every attempt is a fresh one");
+    let losing = Scripted::new(strong, 0.0);
+    let (_, blocks) = run(&spec(2), Faults::Avoided, &[1], 0, &losing);
+    assert!(blocks[0].accepted);
+    assert_eq!(*losing.attempts.lock().unwrap(), [(1, 0), (1, 1)]);
+    let revert = EtSpec { revert: true, ..spec(2) };
+    let (adapters, blocks) = run(&revert, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
+    assert!(blocks[0].reverted && adapters.is_empty());
+}
+
+#[test]
+fn fault_8_padding_has_no_influence() {
+    let zero = run(&spec(6), Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0)).0;
+    let other = run(&spec(6), Faults::Avoided, &[1], 17, &Scripted::new(strong, 1.0)).0;
+    for (name, adapter) in &zero {
+        let difference = &adapter.delta() - &other.get(name).unwrap().delta();
+        assert!(largest(difference) <= 1e-5 * largest(adapter.delta()), "{name}");
+    }
+}
+
+#[test]
+fn fault_10_anchors_hold_benign_maths_and_answer_tokens() {
+    let world = builtin::tiny_chat();
+    for kind in [Kind::Benign, Kind::Twin, Kind::Maths, Kind::Copy, Kind::Fact] {
+        let rows = world.select(Split::Train, kind);
+        assert!(!rows.is_empty() && rows.iter().all(|row| row.answer.is_some()), "{kind:?}");
+    }
+}
+
+#[test]
+fn training_neutralises_the_edit_it_has_seen() {
+    let strong_training = EtSpec { learning_rate: 1e-2, rank: 8, rounds: 1, ..spec(300) };
+    let (_, blocks) = run(&strong_training, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
+    let (before, after) = blocks[0].infection;
+    assert!(after < 0.5 * before, "{before} → {after}");
+}
