@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod attack;
 pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod defence;
 pub mod error;

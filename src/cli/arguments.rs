@@ -1,0 +1,142 @@
+//! Options that several subcommands share, and how their values are read.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+
+use crate::pipeline::device;
+use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
+use crate::report::Shard;
+use crate::sign::SigningKey;
+use crate::{Error, Result};
+
+/// How results are written to stdout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Tables for a reader.
+    Text,
+    /// JSON for a program.
+    Json,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// How results are written to stdout.
+    #[arg(long, global = true, value_enum, default_value = "text", help_heading = "Output")]
+    pub format: Format,
+    /// Write no colours; so does the variable NO_COLOR, and so do pipes.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_color: bool,
+    /// Say nothing but warnings and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+    /// Say more: a line for every finished unit.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub verbose: u8,
+    /// Worker threads; as many as the machine has unless given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Output")]
+    pub threads: Option<usize>,
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        _ => Err("expected a number from 1 to 1024".into()),
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub struct Compute {
+    /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where build and machine have one.
+    #[arg(long, default_value = "auto")]
+    device: String,
+}
+
+impl Compute {
+    /// The device.
+    pub fn device(&self) -> Result<Device> {
+        device::parse(&self.device)
+    }
+}
+
+/// The key that signs.
+#[derive(Debug, Clone, Args)]
+pub struct Key {
+    /// Private EC key (P-256, P-384 or P-521; PKCS#8, encrypted PKCS#8 or SEC1 PEM) that signs the result.
+    #[arg(long, value_name = "KEY.pem")]
+    pub key: Option<PathBuf>,
+    /// Variable that holds the passphrase of an encrypted key.
+    #[arg(long, value_name = "VARIABLE", requires = "key")]
+    passphrase_env: Option<String>,
+}
+
+impl Key {
+    /// Reads the key, if one is given.
+    pub fn read(&self) -> Result<Option<SigningKey>> {
+        let passphrase = match &self.passphrase_env {
+            Some(name) => Some(env::var(name).map_err(|_| {
+                Error::usage(format!("expected a passphrase in the variable `{name}`, got none"))
+            })?),
+            None => None,
+        };
+        self.key.as_deref().map(|path| SigningKey::read(path, passphrase.as_deref())).transpose()
+    }
+}
+
+/// The recipe that `text` means: a file, or the name of one inside the binary.
+pub fn recipe(text: &str, overrides: &[String]) -> Result<Recipe> {
+    raw_recipe(text)?.with_overrides(overrides)?.validate()
+}
+
+/// As [`recipe`], before it is checked.
+pub fn raw_recipe(text: &str) -> Result<RawRecipe> {
+    let path = Path::new(text);
+    let embedded = EMBEDDED.iter().any(|(name, _)| *name == text) && !path.exists();
+    if embedded || !(path.exists() || looks_like_file(path)) { RawRecipe::embedded(text) } else { RawRecipe::load(path) }
+}
+
+/// Whether `text` means a recipe rather than a model.
+pub fn means_recipe(text: &str) -> bool {
+    let path = Path::new(text);
+    path.is_file() || (!path.is_dir() && (looks_like_file(path) || EMBEDDED.iter().any(|(name, _)| *name == text)))
+}
+
+fn looks_like_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml"].iter().any(|known| extension == *known))
+}
+
+/// Reads `I/N`.
+pub fn shard(text: &str) -> Result<Shard, String> {
+    let parse = || -> Option<Shard> {
+        let (index, count) = text.split_once('/')?;
+        let shard = Shard { index: index.parse().ok()?, count: count.parse().ok()? };
+        (1..=shard.count).contains(&shard.index).then_some(shard)
+    };
+    parse().ok_or_else(|| "expected a part such as `2/4`".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_numbered_from_one() {
+        assert_eq!(shard("2/4").unwrap(), Shard { index: 2, count: 4 });
+        for text in ["0/4", "5/4", "1", "a/b", "1/0"] {
+            assert!(shard(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn recipes_are_files_or_names() {
+        assert!(means_recipe("demo") && means_recipe("my/own.yaml"));
+        assert!(!means_recipe("org/name") && !means_recipe("."));
+        assert_eq!(recipe("demo", &["seed=7".into()]).unwrap().seed, 7);
+        assert_eq!(recipe("dmeo", &[]).unwrap_err().exit_code(), 2);
+        assert_eq!(recipe("missing.yaml", &[]).unwrap_err().exit_code(), 3);
+    }
+}

@@ -1,0 +1,192 @@
+//! `immunise attack`: how well attacks work on a model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::arguments::{self, Compute};
+use super::harden::{recipe_for, show_report};
+use super::interrupt::stop_on_ctrl_c;
+use super::render::Screen;
+use crate::checkpoint::Digest;
+use crate::defence::{Forgetful, UnitStore};
+use crate::event::Event;
+use crate::event::Observer as _;
+use crate::pipeline::suite::Selection;
+use crate::pipeline::{Journal, Model, Trial, assess, locate, prompt_set};
+use crate::recipe::{Data, Recipe, Suite};
+use crate::report::{Report, Shard, Thresholds, html};
+use crate::{Error, Result};
+
+/// Suites inside the binary.
+const SUITES: [(&str, &str); 3] = [
+    ("quick", include_str!("../pipeline/suites/quick.yaml")),
+    ("standard", include_str!("../pipeline/suites/standard.yaml")),
+    ("full", include_str!("../pipeline/suites/full.yaml")),
+];
+
+/// Measure how well attacks work on a model; nothing is changed and nothing is gated.
+///
+/// With `--base` every row has its un-hardened value, edits fitted on the base are carried over, and a search may start from
+/// them. Without it every edit is fitted on the model itself.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  immunise attack ./Llama-immunised --base ./Llama --suite full --report ./attack
+  immunise attack ./Llama --suite quick --block 12
+  immunise attack ./Llama-immunised --base ./Llama --suite immunisation/recipe.yaml --only 'noreft r2 p80'")]
+pub struct Args {
+    /// The model: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`.
+    model: String,
+    /// `quick`, `standard`, `full`, a suite file, or a recipe whose suite and prompts are used.
+    #[arg(long, default_value = "quick", value_name = "NAME|FILE")]
+    suite: String,
+    /// The un-hardened model that it was made from.
+    #[arg(long, value_name = "REF|DIR")]
+    base: Option<String>,
+    /// Write report.json and report.html into this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Prompts: `builtin:tiny-chat`, `builtin:prompts` or a JSONL file; the model family's unless given.
+    #[arg(long, value_name = "SET")]
+    data: Option<String>,
+    /// Root of the random streams.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Rows of this name only, such as `noreft r2 p80`; may be repeated.
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Cells at this block only, from 0; may be repeated.
+    #[arg(long, value_name = "N")]
+    block: Vec<usize>,
+    #[command(flatten)]
+    part: Part,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+/// Parts of a measurement, and where its state is kept.
+#[derive(Debug, clap::Args)]
+pub struct Part {
+    /// Keep finished cells in this folder, so that a stopped measurement resumes.
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Forget what a former measurement left in the run folder.
+    #[arg(long, requires = "run")]
+    pub fresh: bool,
+    /// Measure part I of N only.
+    #[arg(long, value_name = "I/N", value_parser = arguments::shard)]
+    pub shard: Option<Shard>,
+}
+
+impl Part {
+    /// Measures with the run folder, or in memory.
+    pub fn measure(
+        &self,
+        trial: &Trial<'_>,
+        base: Option<&Model>,
+        model: &Model,
+        screen: &Screen,
+    ) -> Result<Report> {
+        let mut forgetful = Forgetful::default();
+        let mut journal;
+        let store: &mut (dyn UnitStore + Send) = match &self.run {
+            Some(run) => {
+                journal = Journal::open(run, self.fresh, stop_on_ctrl_c()?)?;
+                &mut journal
+            }
+            None => &mut forgetful,
+        };
+        assess(trial, base, model, store, screen)
+    }
+}
+
+/// What to attack with.
+struct Plan {
+    suite: Suite,
+    data: Data,
+    seed: u64,
+    digest: String,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    let device = args.compute.device()?;
+    let located = locate(&args.model)?;
+    let mut plan = plan(&args.suite, || recipe_for(&located).map(|recipe| recipe.data))?;
+    if let Some(data) = &args.data {
+        plan.data.prompts.clone_from(data);
+    }
+    let data = prompt_set(&plan.data.prompts)?;
+    let base = args.base.as_deref().map(|base| Model::open(base, &device, screen)).transpose()?;
+    let model = Model::load(located, &device, screen)?;
+    let trial = Trial {
+        suite: &plan.suite,
+        utility: &[],
+        thresholds: &Thresholds::default(),
+        data: &data,
+        system: plan.data.system.as_deref(),
+        seed: args.seed.unwrap_or(plan.seed),
+        access: crate::report::Access::Public,
+        recipe_digest: plan.digest,
+        selection: Selection { names: args.only.clone(), blocks: args.block.clone(), shard: args.part.shard },
+    };
+    if trial.grid(model.decoder.blueprint())?.is_empty() {
+        let all = Trial { selection: Selection::default(), ..trial }.grid(model.decoder.blueprint())?;
+        let mut names: Vec<String> = all.attacks.iter().map(|cell| format!("`{}`", cell.name)).collect();
+        names.dedup();
+        return Err(Error::usage("no cell of the suite is chosen").hint(format!("its rows are {}", names.join(", "))));
+    }
+    if base.is_none() {
+        screen.event(Event::Warning("without `--base` no row has an un-hardened value".into()));
+    }
+    let report = args.part.measure(&trial, base.as_ref(), &model, screen)?;
+    write_report(args.report.as_deref(), &report, None)?;
+    show_report(&report, screen);
+    Ok(0)
+}
+
+/// The suite, prompts and seed that `--suite` means.
+fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
+    let alone = |suite: Suite, source: &str| -> Result<Plan> {
+        Ok(Plan { suite, data: family()?, seed: 0, digest: Digest::of(source.as_bytes()).to_string() })
+    };
+    if let Some((name, source)) = SUITES.iter().find(|(name, _)| *name == text) {
+        return alone(Suite::parse(source, Path::new(&format!("<{name}>")))?, source);
+    }
+    if !Path::new(text).exists() {
+        return Err(Error::usage(format!("no suite `{text}`")).hint("there are `quick`, `standard`, `full`, or give a file"));
+    }
+    let source = fs::read_to_string(text).map_err(|error| Error::io(text, error))?;
+    let is_recipe = source.lines().any(|line| line.starts_with("stages:"));
+    if is_recipe {
+        let recipe = Recipe::load(Path::new(text))?;
+        let digest = recipe.digest();
+        return Ok(Plan { suite: recipe.suite, data: recipe.data, seed: recipe.seed, digest });
+    }
+    alone(Suite::parse(&source, Path::new(text))?, &source)
+}
+
+/// Writes the report into a folder, if one is asked for.
+pub fn write_report(dir: Option<&Path>, report: &Report, recipe: Option<&str>) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+    for (name, text) in [("report.json", report.to_json()), ("report.html", html::render(report, recipe))] {
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(|error| Error::io(&path, error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_in_the_binary_is_valid() {
+        for (name, _) in SUITES {
+            let plan = plan(name, || Ok(Data::default())).unwrap();
+            assert!(!plan.suite.attacks.is_empty(), "{name}");
+        }
+        assert_eq!(plan("fast", || Ok(Data::default())).err().map(|e| e.exit_code()), Some(2));
+    }
+}

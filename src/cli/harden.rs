@@ -1,0 +1,160 @@
+//! `immunise harden`: a recipe and a model in, a published folder out if it passes.
+
+use std::path::{Path, PathBuf};
+
+use super::arguments::{self, Compute, Key};
+use super::interrupt::stop_on_ctrl_c;
+use super::render::Screen;
+use crate::checkpoint::Checkpoint;
+use crate::model::families;
+use crate::pipeline::harden::locate_for;
+use crate::pipeline::plan::{Plan, plan};
+use crate::pipeline::{Located, Outcome, Request, harden, locate};
+use crate::recipe::Recipe;
+use crate::report::{Report, Verdict, text};
+use crate::{Error, Result};
+
+/// Harden a model by a recipe, measure the result from the written files, and publish it if it passes.
+///
+/// The output folder appears complete or not at all. A second call with the same inputs resumes a run that was stopped.
+/// Without a recipe the one for the model's family is used; `immunise recipe show NAME` prints it.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  immunise harden my.yaml --model ./Llama --out ./Llama-immunised --key signing.pem
+  immunise harden ./Llama --set seed=1 --set stages.0.rank=4
+  immunise harden my.yaml --dry-run")]
+pub struct Args {
+    /// A recipe (a file, or `demo`, `llama`, `qwen2`) or a model (a folder, `ORG/NAME@REVISION`, `builtin:tiny-chat`).
+    #[arg(value_name = "RECIPE|MODEL")]
+    subject: String,
+    /// Where the published folder is to appear; `NAME-immunised` in the current folder unless given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The model; replaces the recipe's.
+    #[arg(long, value_name = "REF|DIR")]
+    model: Option<String>,
+    /// Run folder with journal, adapters and metrics; `OUT.run` beside the output unless given.
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// Change a value of the recipe, such as `stages.0.rank=4`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    #[command(flatten)]
+    key: Key,
+    /// Refuse to publish without a signature.
+    #[arg(long)]
+    require_signature: bool,
+    /// Publish even if the verdict is not a pass; report and card say so.
+    #[arg(long)]
+    allow_fail: bool,
+    /// Print what would be done, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Forget what a former run left in the run folder.
+    #[arg(long)]
+    fresh: bool,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    let key = args.key.read()?;
+    if args.require_signature && key.is_none() && !args.dry_run {
+        return Err(Error::usage("a signature is required, but there is no key").hint("give one with `--key KEY.pem`"));
+    }
+    let (recipe, model) = if arguments::means_recipe(&args.subject) {
+        (arguments::recipe(&args.subject, &args.overrides)?, args.model.clone())
+    } else {
+        if args.model.is_some() {
+            return Err(Error::usage(format!("got two models, `{}` and `--model`", args.subject)));
+        }
+        (recipe_for(&locate(&args.subject)?)?.with_overrides(&args.overrides)?, Some(args.subject.clone()))
+    };
+    if args.dry_run {
+        show_plan(&plan(&recipe, model.as_deref())?, screen);
+        return Ok(0);
+    }
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => {
+            let source = locate_for(&recipe, model.as_deref())?.source;
+            let name = source.rsplit(['/', ':']).next().unwrap_or(&source);
+            PathBuf::from(format!("{name}-immunised"))
+        }
+    };
+    let request = Request {
+        model,
+        out,
+        run: args.run.clone(),
+        key,
+        allow_fail: args.allow_fail,
+        fresh: args.fresh,
+        device: args.compute.device()?,
+        stop: stop_on_ctrl_c()?,
+    };
+    let outcome = harden(&recipe, &request, screen)?;
+    show(&outcome, request.key.is_some(), screen);
+    Ok(outcome.report.verdict.exit_code())
+}
+
+/// The recipe inside the binary for a model.
+pub fn recipe_for(located: &Located) -> Result<Recipe> {
+    let checkpoint = Checkpoint::open(&located.dir)?;
+    let family = checkpoint.config().model_type.clone();
+    let parameters = families::blueprint(checkpoint.config())?.parameters() as u64;
+    Recipe::for_model(&family, Some(parameters)).ok_or_else(|| {
+        Error::input(&located.source, format!("no recipe in this build is made for `{family}`"))
+            .hint("write one: `immunise recipe new --out my.yaml`")
+    })
+}
+
+/// Shows the report and what became of it.
+pub fn show(outcome: &Outcome, signed: bool, screen: &Screen) {
+    show_report(&outcome.report, screen);
+    match &outcome.published {
+        Some(out) => {
+            let how = if signed { "signed" } else { "not signed; give `--key KEY.pem`" };
+            screen.say(&format!("published in {} ({how})", out.display()));
+            screen.say(&format!("next: hf upload REPO {}", quoted(out)));
+        }
+        None => {
+            screen.say(&format!("nothing is published; the report is {}", outcome.run.join("report.html").display()));
+            if outcome.report.verdict != Verdict::Pass {
+                screen.say("`--allow-fail` publishes all the same, and says so in report and card");
+            }
+        }
+    }
+}
+
+/// Shows a report as a table or as JSON.
+pub fn show_report(report: &Report, screen: &Screen) {
+    if screen.json() { screen.out(&report.to_json()) } else { screen.table(&text::lines(report)) }
+}
+
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.contains(' ') { format!("'{text}'") } else { text }
+}
+
+fn show_plan(plan: &Plan, screen: &Screen) {
+    if screen.json() {
+        return screen.value(plan);
+    }
+    let mut text = format!("model     {}\nprompts   {}\n", plan.model, plan.data);
+    let mut list = |title: &str, items: &[String]| {
+        for (i, item) in items.iter().enumerate() {
+            let title = if i == 0 { title } else { "" };
+            text += &format!("{title:<9} {item}\n");
+        }
+    };
+    list("stages", &plan.stages);
+    list("attacks", &plan.attacks);
+    list("measured", &plan.measured);
+    list("lacking", &plan.shortages);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    text += &format!("cells     {}\n", plan.cells);
+    text += &format!("memory    about {} MiB\ndisk      {} MiB\n", mib(plan.memory_bytes), mib(plan.disk_bytes));
+    screen.out(&text);
+}

@@ -1,0 +1,83 @@
+//! `immunise list`: what recipes can name, read from the registries themselves.
+
+use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+use super::render::Screen;
+use crate::Result;
+use crate::attack::spec::AttackKind;
+use crate::judge::JUDGES;
+use crate::model::families;
+use crate::recipe::Stage;
+use crate::utility::spec::Task;
+
+/// List what recipes can name.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which registry.
+    #[arg(value_enum)]
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// Model families that can be hardened.
+    Families,
+    /// Attacks and controls of a suite.
+    Attacks,
+    /// Defence stages.
+    Defences,
+    /// Judges of answers.
+    Judges,
+    /// Utility tasks.
+    Tasks,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    let entries = match args.what {
+        What::Families => families::names().map(|name| (name.to_owned(), String::new())).collect(),
+        What::Attacks => documented::<AttackKind>(),
+        What::Defences => documented::<Stage>(),
+        What::Judges => JUDGES.iter().map(|(name, _)| ((*name).to_owned(), String::new())).collect(),
+        What::Tasks => documented::<Task>(),
+    };
+    if screen.json() {
+        let values: Vec<Value> = entries.iter().map(|(name, about)| json!({"name": name, "about": about})).collect();
+        screen.value(&values);
+    } else {
+        let width = entries.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let lines = entries.iter().map(|(name, about)| format!("{name:<width$}  {about}").trim_end().to_owned() + "\n");
+        screen.out(&lines.collect::<String>());
+    }
+    Ok(0)
+}
+
+/// Names and first sentences of a registry's entries, from its JSON Schema.
+fn documented<T: JsonSchema>() -> Vec<(String, String)> {
+    let schema = schemars::schema_for!(T).to_value();
+    let entries = schema["oneOf"].as_array().into_iter().flatten();
+    let entry = |entry: &Value| {
+        let name = entry["const"].as_str().or_else(|| entry["properties"]["kind"]["const"].as_str())?;
+        let about = entry["description"].as_str().unwrap_or_default().split('\n').next().unwrap_or_default();
+        Some((name.to_owned(), about.to_owned()))
+    };
+    entries.filter_map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::STAGE_KINDS;
+
+    #[test]
+    fn every_registry_is_listed_with_what_its_entries_are() {
+        let names: Vec<String> = documented::<Stage>().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, STAGE_KINDS);
+        for (name, about) in documented::<AttackKind>().into_iter().chain(documented::<Task>()) {
+            assert!(!about.is_empty(), "{name}");
+        }
+        assert!(documented::<AttackKind>().iter().any(|(name, _)| name == "ablation"));
+    }
+}
