@@ -78,9 +78,10 @@ impl Key {
     /// Reads the key, if one is given.
     pub fn read(&self) -> Result<Option<SigningKey>> {
         let passphrase = match &self.passphrase_env {
-            Some(name) => Some(env::var(name).map_err(|_| {
-                Error::usage(format!("expected a passphrase in the variable `{name}`, got none"))
-            })?),
+            Some(name) => Some(
+                env::var(name)
+                    .map_err(|_| Error::usage(format!("expected a passphrase in the variable `{name}`, got none")))?,
+            ),
             None => None,
         };
         self.key.as_deref().map(|path| SigningKey::read(path, passphrase.as_deref())).transpose()
@@ -96,7 +97,11 @@ pub fn recipe(text: &str, overrides: &[String]) -> Result<Recipe> {
 pub fn raw_recipe(text: &str) -> Result<RawRecipe> {
     let path = Path::new(text);
     let embedded = EMBEDDED.iter().any(|(name, _)| *name == text) && !path.exists();
-    if embedded || !(path.exists() || looks_like_file(path)) { RawRecipe::embedded(text) } else { RawRecipe::load(path) }
+    if embedded || !(path.exists() || looks_like_file(path)) {
+        RawRecipe::embedded(text)
+    } else {
+        RawRecipe::load(path)
+    }
 }
 
 /// Whether `text` means a recipe rather than a model.

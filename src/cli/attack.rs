@@ -80,13 +80,7 @@ pub struct Part {
 
 impl Part {
     /// Measures with the run folder, or in memory.
-    pub fn measure(
-        &self,
-        trial: &Trial<'_>,
-        base: Option<&Model>,
-        model: &Model,
-        screen: &Screen,
-    ) -> Result<Report> {
+    pub fn measure(&self, trial: &Trial<'_>, base: Option<&Model>, model: &Model, screen: &Screen) -> Result<Report> {
         let mut forgetful = Forgetful::default();
         let mut journal;
         let store: &mut (dyn UnitStore + Send) = match &self.run {
@@ -154,7 +148,9 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
         return alone(Suite::parse(source, Path::new(&format!("<{name}>")))?, source);
     }
     if !Path::new(text).exists() {
-        return Err(Error::usage(format!("no suite `{text}`")).hint("there are `quick`, `standard`, `full`, or give a file"));
+        return Err(
+            Error::usage(format!("no suite `{text}`")).hint("there are `quick`, `standard`, `full`, or give a file")
+        );
     }
     let source = fs::read_to_string(text).map_err(|error| Error::io(text, error))?;
     let is_recipe = source.lines().any(|line| line.starts_with("stages:"));

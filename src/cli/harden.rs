@@ -60,7 +60,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
-    let key = args.key.read()?;
+    let (device, key) = (args.compute.device()?, args.key.read()?);
     if args.require_signature && key.is_none() && !args.dry_run {
         return Err(Error::usage("a signature is required, but there is no key").hint("give one with `--key KEY.pem`"));
     }
@@ -91,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         key,
         allow_fail: args.allow_fail,
         fresh: args.fresh,
-        device: args.compute.device()?,
+        device,
         stop: stop_on_ctrl_c()?,
     };
     let outcome = harden(&recipe, &request, screen)?;

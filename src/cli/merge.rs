@@ -47,7 +47,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     } else {
         let cast = Cast::of(&report);
         let kept = percent(1.0 - cast.mean_loss);
-        screen.out(&format!("{}: {} tensors changed; the stored type keeps {kept} of the change\n", args.out.display(), cast.tensors));
+        screen.out(&format!(
+            "{}: {} tensors changed; the stored type keeps {kept} of the change\n",
+            args.out.display(),
+            cast.tensors
+        ));
     }
     Ok(0)
 }

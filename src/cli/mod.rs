@@ -18,19 +18,24 @@ mod verify;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::math::float::start_workers;
 use crate::Result;
+use crate::math::float::start_workers;
 use arguments::Global;
 use render::Screen;
 
 /// Hardens open-weights language models against inference-time interventions, proves it from the written files, and signs
 /// the result.
 #[derive(Debug, Parser)]
-#[command(name = "immunise", version, max_term_width = 100, after_help = "\
+#[command(
+    name = "immunise",
+    version,
+    max_term_width = 100,
+    after_help = "\
 Exit codes: 0 passed, 1 measured and failed the gate, 2 usage, 3 input unusable or damaged, 4 signature invalid, \
 5 inconclusive (too few samples, or nothing to defend), 130 interrupted (state kept).
 
-Start with `immunise demo`: the whole pipeline on the bundled model, on a CPU, without network.")]
+Start with `immunise demo`: the whole pipeline on the bundled model, on a CPU, without network."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,

@@ -68,7 +68,8 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
                 None => screen.out(text),
                 Some(path) => {
                     let file = fs::OpenOptions::new().write(true).create_new(true).open(path);
-                    file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| Error::io(path, error))?;
+                    file.and_then(|mut file| file.write_all(text.as_bytes()))
+                        .map_err(|error| Error::io(path, error))?;
                     screen.say(&format!("next: immunise recipe check {}", path.display()));
                 }
             }

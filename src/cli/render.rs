@@ -156,5 +156,9 @@ fn write_err(text: &str) {
 }
 
 fn paint(colour: bool, code: &str, text: &str) -> String {
-    if colour && !code.is_empty() && !text.is_empty() { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    if colour && !code.is_empty() && !text.is_empty() {
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
 }

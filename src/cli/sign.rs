@@ -24,7 +24,8 @@ pub struct Args {
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let key = args.key.read()?;
     let key = key.ok_or_else(|| {
-        Error::usage("expected a key to sign with").hint("`immunise keygen --out KEY.pem` makes one, `--key KEY.pem` gives it")
+        Error::usage("expected a key to sign with")
+            .hint("`immunise keygen --out KEY.pem` makes one, `--key KEY.pem` gives it")
     })?;
     let manifest = sign_folder(&args.dir, &key)?;
     let (files, root, hint) = (manifest.resources().len(), manifest.root().to_string(), key.verifying_key().hint());

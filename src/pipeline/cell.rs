@@ -74,7 +74,8 @@ impl Range<'_, '_> {
     pub fn fit(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> Result<Fitted> {
         let searched = cell.spec.search.as_ref().filter(|_| side == Side::Hardened);
         let spec = settings(&cell.spec, searched);
-        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
+        let what =
+            (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
         let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
         let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control));
         self.units.cached(&key, || {
@@ -142,13 +143,15 @@ impl Range<'_, '_> {
             evaluations += candidate.gradient_evaluations;
             let done = candidate.counts.n > 0 && candidate.counts.successes == candidate.counts.n;
             if best.as_ref().is_none_or(|(best, _)| candidate.counts.successes > best.counts.successes) {
-                best = Some((candidate, format!("step size {rate}, {from} start, opening {}", opening.unwrap_or("any"))));
+                best =
+                    Some((candidate, format!("step size {rate}, {from} start, opening {}", opening.unwrap_or("any"))));
             }
             if done {
                 break;
             }
         }
-        let (best, choice) = best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
+        let (best, choice) =
+            best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
         let search = format!(
             "{} step sizes x {} starts x {} openings x {} seeds, {tried} of {} tried, chosen on {} validation prompts",
             search.learning_rates.len(),
@@ -189,7 +192,8 @@ impl Range<'_, '_> {
                 best = Some((candidate, layer));
             }
         }
-        let missing = || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
+        let missing =
+            || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
         let (best, layer) = best.ok_or_else(missing)?;
         Ok(Fitted { choice: format!("direction of block {layer}"), ..found(best.edit, 0) })
     }

@@ -129,7 +129,12 @@ impl Examiner {
     ///
     /// # Errors
     /// As [`generate`].
-    pub fn answers(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Vec<String>> {
+    pub fn answers(
+        &self,
+        decoder: &Decoder,
+        questions: &Questions,
+        edit: Option<(&Edit, Positions)>,
+    ) -> Result<Vec<String>> {
         let placed = match edit {
             None | Some((Edit::Identity, _)) => None,
             Some((edit, positions)) => Some((edit.place(decoder.device())?, positions)),
@@ -144,7 +149,12 @@ impl Examiner {
     ///
     /// # Errors
     /// As [`Examiner::answers`].
-    pub fn judge(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Vec<Judged>> {
+    pub fn judge(
+        &self,
+        decoder: &Decoder,
+        questions: &Questions,
+        edit: Option<(&Edit, Positions)>,
+    ) -> Result<Vec<Judged>> {
         let answers = self.answers(decoder, questions, edit)?;
         Ok(questions.examples.iter().zip(&answers).map(|(example, text)| Composite.judge(example, text)).collect())
     }

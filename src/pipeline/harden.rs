@@ -296,7 +296,10 @@ fn with_adapters(decoder: &Decoder, set: &AdapterSet) -> Result<Decoder> {
         Ok(block)
     })?;
     if used != set.len() {
-        return Err(Error::input("adapters", format!("expected weights of blocks only, got {} others", set.len() - used)));
+        return Err(Error::input(
+            "adapters",
+            format!("expected weights of blocks only, got {} others", set.len() - used),
+        ));
     }
     Ok(merged)
 }
@@ -319,7 +322,8 @@ fn write_weights(
     }
     let cast = Cast::of(&report);
     let kept = percent(1.0 - cast.mean_loss);
-    observer.event(Event::Note(format!("{} tensors changed; the stored type keeps {kept} of the change", cast.tensors)));
+    observer
+        .event(Event::Note(format!("{} tensors changed; the stored type keeps {kept} of the change", cast.tensors)));
     Ok((staged, cast))
 }
 

@@ -50,7 +50,13 @@ pub fn plan(recipe: &Recipe, model: Option<&str>) -> Result<Plan> {
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
     Ok(Plan {
-        model: format!("{} ({}, {} parameters, {} blocks)", located.source, blueprint.family, blueprint.parameters(), blueprint.n_layers),
+        model: format!(
+            "{} ({}, {} parameters, {} blocks)",
+            located.source,
+            blueprint.family,
+            blueprint.parameters(),
+            blueprint.n_layers
+        ),
         data: format!("{} (sha256 {}), {prompts} hazards a cell", data.name, data.digest),
         stages: recipe.stages.iter().zip(&stages).map(|(s, l)| format!("{} on {}", s.kind(), blocks(l))).collect(),
         attacks: attacks(&grid),
@@ -86,7 +92,10 @@ fn attacks(grid: &Grid) -> Vec<String> {
         .map(|(_, name, mut layers, fitted)| {
             layers.sort_unstable();
             layers.dedup();
-            format!("{name} at {} ({fitted})", if layers.len() == 1 { blocks(&layers) } else { format!("blocks {}", ranges(&layers)) })
+            format!(
+                "{name} at {} ({fitted})",
+                if layers.len() == 1 { blocks(&layers) } else { format!("blocks {}", ranges(&layers)) }
+            )
         })
         .collect()
 }

@@ -72,7 +72,14 @@ impl Grid {
             }
             for place in places {
                 for seed in 0..spec.seeds {
-                    let cell = Cell { row, name: name.clone(), spec: spec.clone(), layers: place.clone(), seed, control_of: None };
+                    let cell = Cell {
+                        row,
+                        name: name.clone(),
+                        spec: spec.clone(),
+                        layers: place.clone(),
+                        seed,
+                        control_of: None,
+                    };
                     match spec.kind {
                         AttackKind::Random => grid.controls.push(of_learned(cell)),
                         AttackKind::Identity => grid.controls.push(cell),
@@ -96,7 +103,8 @@ impl Grid {
         let mut number = 0;
         let mut wanted = |cell: &Cell| {
             let named = selection.names.is_empty() || selection.names.contains(&cell.name);
-            let placed = selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer));
+            let placed =
+                selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer));
             let mine = selection.shard.is_none_or(|shard| number % shard.count == shard.index - 1);
             number += 1;
             named && placed && mine
@@ -217,8 +225,16 @@ pub fn measure_hardened(
 }
 
 /// Runs cells side by side on the host, one after the other on an accelerator; results in the cells' order.
-fn each<T: Sync, R: Send>(subject: Subject<'_>, cells: &[T], one: impl Fn(&T) -> Result<R> + Sync + Send) -> Result<Vec<R>> {
-    if subject.decoder.device().is_cpu() { cells.par_iter().map(one).collect() } else { cells.iter().map(one).collect() }
+fn each<T: Sync, R: Send>(
+    subject: Subject<'_>,
+    cells: &[T],
+    one: impl Fn(&T) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    if subject.decoder.device().is_cpu() {
+        cells.par_iter().map(one).collect()
+    } else {
+        cells.iter().map(one).collect()
+    }
 }
 
 /// Joins repetitions: a row of a report is one attack, place and knowledge.
@@ -332,9 +348,12 @@ mod tests {
 
     #[test]
     fn every_block_is_a_cell_and_ablation_is_one() {
-        let suite = suite("attacks: [{kind: noreft, layers: [0, 2]}, {kind: ablation}, {kind: random}, {kind: identity, layers: [0]}]");
+        let suite = suite(
+            "attacks: [{kind: noreft, layers: [0, 2]}, {kind: ablation}, {kind: random}, {kind: identity, layers: [0]}]",
+        );
         let grid = Grid::new(&suite, 4).unwrap();
-        let names: Vec<(&str, &[usize])> = grid.attacks.iter().map(|c| (c.name.as_str(), c.layers.as_slice())).collect();
+        let names: Vec<(&str, &[usize])> =
+            grid.attacks.iter().map(|c| (c.name.as_str(), c.layers.as_slice())).collect();
         let all = [0, 1, 2, 3];
         assert_eq!(names, [("noreft r2 p80", &[0][..]), ("noreft r2 p80", &[2]), ("ablation p80 best of 4", &all)]);
         assert_eq!(grid.controls.len(), 1 + 4 + 1, "one like the ablation, one a block, and none at all");
@@ -348,7 +367,10 @@ mod tests {
         );
         let grid = Grid::new(&suite, 1).unwrap();
         let names: Vec<&str> = grid.attacks.iter().map(|cell| cell.name.as_str()).collect();
-        assert_eq!(names, ["noreft r2 p80", "noreft r2 p80 search", "noreft r2 p80 s9", "noreft r2 p80", "noreft r2 p80 #2"]);
+        assert_eq!(
+            names,
+            ["noreft r2 p80", "noreft r2 p80 search", "noreft r2 p80 s9", "noreft r2 p80", "noreft r2 p80 #2"]
+        );
     }
 
     #[test]

@@ -20,8 +20,8 @@ use crate::event::{Event, Observer};
 use crate::model::{Blueprint, Decoder, Module};
 use crate::recipe::{Recipe, Suite};
 use crate::report::{
-    Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary, Thresholds, Tool,
-    UtilityRow, Verdict,
+    Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary,
+    Thresholds, Tool, UtilityRow, Verdict,
 };
 use crate::utility::spec::TaskSpec;
 use crate::{Error, Result};
@@ -180,11 +180,7 @@ impl<'a> Trial<'a> {
                     None => Delta::default(),
                 },
             },
-            judges: vec![JudgeInfo {
-                kind: bench.examiner.judge_name().into(),
-                sensitivity: None,
-                specificity: None,
-            }],
+            judges: vec![JudgeInfo { kind: bench.examiner.judge_name().into(), sensitivity: None, specificity: None }],
             clean: behaviour(base.map(|(_, findings)| &findings.clean), &clean),
             attacks,
             controls,
@@ -221,8 +217,11 @@ pub fn assess(
 /// Edits and prompts carry over only between models of one shape and one tokenizer.
 fn same_kind(base: &Model, hardened: &Model) -> Result<()> {
     if base.decoder.blueprint() != hardened.decoder.blueprint() {
-        return Err(Error::file(&hardened.located.dir, format!("expected the architecture of the base `{}`, got another", base.located.source))
-            .hint("is this the base that it was made from?"));
+        return Err(Error::file(
+            &hardened.located.dir,
+            format!("expected the architecture of the base `{}`, got another", base.located.source),
+        )
+        .hint("is this the base that it was made from?"));
     }
     let file = "tokenizer.json";
     if base.digests.get(file) != hardened.digests.get(file) {
@@ -257,7 +256,10 @@ fn in_words(clean: &CleanCounts) -> String {
 }
 
 fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
-    let pair = |of: fn(&CleanCounts) -> Rate| Pair { base: base.map(|b| Measured::from(of(b))), hardened: of(hardened).into() };
+    let pair = |of: fn(&CleanCounts) -> Rate| Pair {
+        base: base.map(|b| Measured::from(of(b))),
+        hardened: of(hardened).into(),
+    };
     Clean {
         refusal: pair(|c| Rate::new(c.hazards.refused, c.hazards.n)),
         over_refusal: pair(|c| Rate::new(c.twins.refused, c.twins.n)),

@@ -1,0 +1,261 @@
+//! What a person sees: exit codes, messages that name the culprit, and nothing half-made left behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use immunise::report::Report;
+
+mod random_model;
+use random_model::World;
+
+fn immunise() -> Command {
+    let mut command = Command::cargo_bin("immunise").unwrap();
+    command.env_remove("IMMUNISE_DEMO_MODEL").env("HF_HUB_CACHE", "/nowhere").env("NO_COLOR", "1");
+    command
+}
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn ran<A: AsRef<std::ffi::OsStr>>(arguments: &[A]) -> Ran {
+    let output = immunise().args(arguments).output().unwrap();
+    Ran {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn key(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oms/keys").join(name)
+}
+
+/// Runs `harden` on a world whose input `spoil` has damaged: the message, and no file but the inputs.
+fn refused(spoil: impl Fn(&World) -> Vec<String>, code: i32, parts: &[&str]) {
+    let world = World::new();
+    let extra = spoil(&world);
+    let mut arguments = vec!["harden".into(), world.recipe().display().to_string()];
+    arguments.extend(["--out".into(), world.root().join("out").display().to_string()]);
+    if !extra.iter().any(|argument| argument == "--model") {
+        arguments.extend(["--model".into(), world.model().display().to_string()]);
+    }
+    arguments.extend(extra);
+    let ran = ran(&arguments);
+    assert_eq!(ran.code, code, "{}", ran.err);
+    for part in parts {
+        assert!(ran.err.contains(part), "{part:?} not in {}", ran.err);
+    }
+    assert!(ran.err.contains("error: ") && ran.out.is_empty(), "{}", ran.out);
+    assert!(world.left_behind().is_empty(), "left behind: {:?}", world.left_behind());
+}
+
+#[test]
+fn unusable_models_are_refused_by_name() {
+    let none = |_: &World| vec!["--model".to_owned(), "/no/such/model".to_owned()];
+    refused(none, 3, &["/no/such/model", "expected a folder, got nothing"]);
+    let shortened = |world: &World| {
+        let path = world.model().join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(path, &bytes[..bytes.len() - 100]).unwrap();
+        vec![]
+    };
+    refused(shortened, 3, &["model.safetensors"]);
+    let reshaped = |world: &World| {
+        let path = world.model().join("config.json");
+        let text = fs::read_to_string(&path).unwrap().replace("\"intermediate_size\":24", "\"intermediate_size\":25");
+        fs::write(path, text).unwrap();
+        vec![]
+    };
+    refused(reshaped, 3, &["model.layers.0.mlp.gate_proj.weight", "expected shape [25, 16], got [24, 16]"]);
+    let voiceless = |world: &World| {
+        fs::remove_file(world.model().join("tokenizer.json")).unwrap();
+        vec![]
+    };
+    refused(voiceless, 3, &["tokenizer.json", "hint: "]);
+}
+
+#[test]
+fn every_problem_of_a_recipe_is_reported_at_once() {
+    let spoil = |world: &World| {
+        let text = fs::read_to_string(world.recipe()).unwrap();
+        fs::write(world.recipe(), text.replace("max: 0.9", "max: 1.9").replace("seed: 3", "sed: 3")).unwrap();
+        vec![]
+    };
+    refused(spoil, 2, &["2 problems", "sed: unknown key", "did you mean", "thresholds.control_asr.max: expected"]);
+    refused(|_| vec!["--set".into(), "stages.0.layers=[7]".into()], 3, &["stages.0.layers", "below 2"]);
+}
+
+#[test]
+fn unusable_keys_are_refused_before_any_work() {
+    for (name, found) in [("rsa.pem", "RSA"), ("p256.pub.pem", "public key"), ("p256.encrypted.pem", "passphrase")] {
+        let given = |_: &World| vec!["--key".to_owned(), key(name).display().to_string()];
+        refused(given, 3, &[name, "expected an EC private key", found]);
+    }
+    refused(|_| vec!["--require-signature".into()], 2, &["--key"]);
+}
+
+#[test]
+fn an_output_in_use_is_left_alone() {
+    let world = World::new();
+    let out = world.root().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine"), "precious").unwrap();
+    let ran = ran(&[
+        "harden".as_ref(),
+        world.recipe().as_os_str(),
+        "--model".as_ref(),
+        world.model().as_os_str(),
+        "--out".as_ref(),
+        out.as_os_str(),
+    ]);
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    assert_eq!(fs::read_to_string(out.join("mine")).unwrap(), "precious");
+    assert_eq!(world.left_behind(), ["out"]);
+}
+
+#[test]
+fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
+    let world = World::new();
+    let (recipe, model) = (world.recipe().display().to_string(), world.model().display().to_string());
+    let (out, pair) = (world.root().join("out").display().to_string(), world.root().join("key.pem"));
+    let key = pair.display().to_string();
+    assert_eq!(ran(&["keygen", "--out", &key]).code, 0);
+    assert_eq!(ran(&["keygen", "--out", &key]).code, 3, "no key is overwritten");
+
+    let arguments =
+        ["harden", &recipe, "--model", &model, "--out", &out, "--key", &key, "--allow-fail", "--format", "json"];
+    let hardened = ran(&arguments);
+    let report = Report::from_json(&hardened.out, "stdout").unwrap();
+    assert_eq!(hardened.code, i32::from(report.verdict.exit_code()), "{}", hardened.err);
+    assert!(hardened.err.contains("next: hf upload REPO"), "{}", hardened.err);
+
+    let public = world.root().join("key.pub.pem").display().to_string();
+    let checked = ran(&["verify", &out, "--key", &public]);
+    assert_eq!((checked.code, checked.out.contains("signature valid")), (0, true), "{}", checked.err);
+    let measured = ran(&["verify", &out, "--policy", &recipe, "--base", &model, "--format", "json"]);
+    let again = Report::from_json(&measured.out, "stdout").unwrap();
+    assert_eq!(again.hardened, report.hardened);
+    assert_eq!(again.attacks, report.attacks, "measuring the published folder gives the published figures");
+
+    let attacked = ran(&[
+        "attack",
+        &out,
+        "--base",
+        &model,
+        "--suite",
+        &format!("{out}/immunisation/recipe.yaml"),
+        "--only",
+        "noreft r2 p4 s2 b2",
+        "--format",
+        "json",
+    ]);
+    assert_eq!(attacked.code, 0, "{}", attacked.err);
+    let alone = Report::from_json(&attacked.out, "stdout").unwrap();
+    let figures = |report: &Report| -> Vec<_> {
+        report.attacks.iter().filter(|row| row.family == "noreft").map(|row| (row.base, row.hardened)).collect()
+    };
+    assert_eq!(figures(&alone), figures(&report), "`reproduce` repeats the row");
+
+    let differs = ran(&["diff", &model, &out]);
+    assert_eq!(differs.code, 1);
+    assert!(
+        differs.out.contains("file README.md: other content") && !differs.out.contains("tensor "),
+        "{}",
+        differs.out
+    );
+    assert_eq!(ran(&["diff", &model, &model]).out, "no difference\n");
+}
+
+#[test]
+fn tampering_is_exit_code_4_and_names_the_file() {
+    let world = World::new();
+    let model = world.model();
+    let sign = ["sign".into(), model.display().to_string(), "--key".into(), key("p256.pem").display().to_string()];
+    assert_eq!(ran(&sign).code, 0);
+    let verify =
+        ["verify".into(), model.display().to_string(), "--key".into(), key("p256.pub.pem").display().to_string()];
+    assert_eq!(ran(&verify).code, 0);
+    let card = model.join("README.md");
+    let before = fs::read(&card).unwrap();
+    fs::write(&card, "changed").unwrap();
+    let tampered = ran(&verify);
+    assert_eq!(tampered.code, 4);
+    assert!(tampered.err.contains("README.md"), "{}", tampered.err);
+    fs::write(&card, before).unwrap();
+    fs::write(model.join("extra.bin"), "").unwrap();
+    assert_eq!(ran(&verify).code, 4);
+    fs::remove_file(model.join("extra.bin")).unwrap();
+    assert_eq!(ran(&verify).code, 0);
+    fs::remove_file(model.join("model.sig")).unwrap();
+    assert_eq!(ran(&verify).code, 4, "removing the signature is not the way around it");
+    let measured = ran(&[verify.as_slice(), &["--policy".into(), "demo".into()]].concat());
+    assert_eq!(measured.code, 4, "nothing is measured before the signature holds");
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_with_a_way_out() {
+    for (arguments, part) in [
+        (&["verify", "."][..], "--policy"),
+        (&["sign", "."], "keygen"),
+        (&["attack", ".", "--suite", "fast"], "quick"),
+        (&["recipe", "show", "lama"], "llama"),
+        (&["harden", "demo", "--device", "gpu"], "cuda:N"),
+        (&["frobnicate"], "Usage"),
+    ] {
+        let dir = World::new();
+        let output = immunise().args(arguments).current_dir(dir.model()).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+        assert!(err.contains(part), "{part:?} not in {err}");
+    }
+}
+
+#[test]
+fn recipes_that_are_shown_are_valid_and_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shown.yaml");
+    let digest = |text: &str| text.split("digest ").nth(1).unwrap().trim().to_owned();
+    for name in ["demo", "llama", "qwen2"] {
+        fs::write(&file, ran(&["recipe", "show", name]).out).unwrap();
+        let shown = ran(&["recipe", "check", file.to_str().unwrap()]);
+        assert_eq!(digest(&shown.out), digest(&ran(&["recipe", "check", name]).out));
+    }
+    assert!(ran(&["recipe", "schema"]).out.contains("\"stages\""));
+    assert!(ran(&["recipe", "schema", "--report"]).out.contains("\"verdict\""));
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    let world = World::new();
+    let ran = ran(&[
+        "harden".as_ref(),
+        world.recipe().as_os_str(),
+        "--model".as_ref(),
+        world.model().as_os_str(),
+        "--dry-run".as_ref(),
+    ]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for part in ["et on block 0", "noreft r2 p4 s2 b2 at block 1", "memory    about", "2 blocks"] {
+        assert!(ran.out.contains(part), "{part:?} not in {}", ran.out);
+    }
+    assert!(world.left_behind().is_empty());
+}
+
+#[test]
+fn registries_and_completions_are_printed() {
+    for (what, name) in [
+        ("families", "llama"),
+        ("attacks", "noreft"),
+        ("defences", "et"),
+        ("judges", "composite"),
+        ("tasks", "perplexity"),
+    ] {
+        assert!(ran(&["list", what]).out.contains(name), "{what}");
+    }
+    assert!(ran(&["completions", "bash"]).out.contains("immunise"));
+    assert!(ran(&["--help"]).out.contains("Exit codes"));
+}

@@ -1,0 +1,174 @@
+//! Laws of a run: what is published is what was measured, a killed run ends in the same bytes, nothing leaks into OUT.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::Device;
+use immunise::checkpoint::{Checkpoint, Digest};
+use immunise::event::{Event, Observer, Silent};
+use immunise::pipeline::model::measured_digests;
+use immunise::pipeline::{Outcome, Request, Stop, harden};
+use immunise::recipe::Recipe;
+use immunise::report::{Report, Verdict};
+use immunise::sign::{SigningKey, verify_folder};
+use immunise::{Error, Result};
+
+mod random_model;
+use random_model::World;
+
+fn request(world: &World, out: &str) -> Request {
+    Request {
+        model: Some(world.model().display().to_string()),
+        out: world.root().join(out),
+        run: None,
+        key: None,
+        allow_fail: true,
+        fresh: false,
+        device: Device::Cpu,
+        stop: Stop::default(),
+    }
+}
+
+fn run(world: &World, request: &Request) -> Result<Outcome> {
+    harden(&Recipe::load(&world.recipe())?, request, &Silent)
+}
+
+/// Every file of a folder with its bytes.
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = immunise::checkpoint::files::list(dir).unwrap();
+    files.into_iter().map(|file| (file.clone(), fs::read(dir.join(file)).unwrap())).collect()
+}
+
+#[test]
+fn what_is_published_is_what_was_measured() {
+    let world = World::new();
+    let key = SigningKey::generate().unwrap();
+    let outcome = run(&world, &Request { key: Some(key.clone()), ..request(&world, "out") }).unwrap();
+    let out = outcome.published.unwrap();
+    let manifest = verify_folder(&out, &key.verifying_key()).unwrap();
+    assert_eq!(manifest.name(), "out");
+    let report = Report::from_json(&fs::read_to_string(out.join("immunisation/report.json")).unwrap(), "r").unwrap();
+    let now = measured_digests(&Checkpoint::open(&out).unwrap()).unwrap();
+    let now: BTreeMap<String, String> = now.into_iter().map(|(file, digest)| (file, digest.to_string())).collect();
+    assert_eq!(report.hardened.digests, now);
+    assert_eq!(report.findings[0].code, "fail-allowed", "a model that never refuses has nothing to defend");
+    let names: Vec<&str> = report.attacks.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["noreft r2 p4 s2 b2", "noreft r2 p4 s2 b2", "ablation p4 best of 2", "ablation p4 best of 2"]);
+    assert!(report.attacks.iter().all(|row| row.base.is_some() && report.control_of(row).is_some()));
+    let card = fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(
+        card.contains("license: apache-2.0") && card.contains("published in spite of that")
+            || card.contains("could not be decided")
+    );
+    for file in ["immunisation/report.html", "immunisation/recipe.yaml", "immunisation/attestation.intoto.jsonl"] {
+        assert!(out.join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn training_for_no_step_leaves_every_byte_of_the_model() {
+    let world = World::new();
+    let out = run(&world, &request(&world, "out")).unwrap().published.unwrap();
+    let (before, after) = (contents(&world.model()), contents(&out));
+    for (file, bytes) in before.iter().filter(|(file, _)| *file != "README.md") {
+        assert!(after[file] == *bytes, "{file} changed");
+    }
+    let report =
+        Report::from_json(&String::from_utf8(after["immunisation/report.json"].clone()).unwrap(), "r").unwrap();
+    assert_eq!(report.hardened.delta.tensors_changed, 0);
+    for row in report.rows(false) {
+        assert_eq!(row.base, Some(row.hardened), "the same model under the same edit");
+    }
+}
+
+#[test]
+fn a_run_that_does_not_pass_publishes_nothing_but_says_why() {
+    let world = World::new();
+    let outcome = run(&world, &Request { allow_fail: false, ..request(&world, "out") }).unwrap();
+    assert_ne!(outcome.report.verdict, Verdict::Pass);
+    assert_eq!(outcome.published, None);
+    assert_eq!(world.left_behind(), ["out.run"]);
+    for file in ["report.json", "report.html", "metrics.json"] {
+        assert!(outcome.run.join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn nothing_in_the_output_depends_on_the_place_or_on_a_kill() {
+    let world = World::new();
+    let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();
+    let mut kills = 0;
+    let killed = loop {
+        let request = request(&world, "b/out");
+        // The run ends at the first unit that it finishes, which is kept.
+        if kills < 3 {
+            request.stop.request();
+        }
+        match run(&world, &request) {
+            Ok(outcome) => break outcome.published.unwrap(),
+            Err(Error::Interrupted { run }) => {
+                kills += 1;
+                assert_eq!(run, world.root().join("b/out.run"));
+                assert!(!world.root().join("b/out").exists());
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(kills, 3);
+    let (whole, killed) = (contents(&whole), contents(&killed));
+    assert_eq!(whole.keys().collect::<Vec<_>>(), killed.keys().collect::<Vec<_>>());
+    let root = world.root().display().to_string();
+    for (file, bytes) in &whole {
+        assert!(Digest::of(bytes) == Digest::of(&killed[file]), "{file} differs after a kill");
+        // The recipe may name the prompts' file: the person who wrote it did.
+        let text = String::from_utf8_lossy(bytes).replace(&format!("{root}/prompts.jsonl"), "");
+        assert!(!text.contains(&root), "{file} holds a path of this machine");
+    }
+}
+
+/// Keeps the notes.
+#[derive(Default)]
+struct Notes(std::sync::Mutex<Vec<String>>);
+
+impl Observer for Notes {
+    fn event(&self, event: Event) {
+        if let Event::Note(text) | Event::Warning(text) = event {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+}
+
+#[test]
+fn another_threshold_costs_no_new_cell() {
+    let world = World::new();
+    let request = Request { allow_fail: false, ..request(&world, "out") };
+    run(&world, &request).unwrap();
+    let units = || fs::read_dir(world.root().join("out.run/units")).unwrap().count();
+    let before = units();
+    let recipe = Recipe::load(&world.recipe()).unwrap().with_overrides(&["thresholds.control_asr.max=0.5"]).unwrap();
+    let notes = Notes::default();
+    harden(&recipe, &request, &notes).unwrap();
+    assert_eq!(units(), before);
+    let notes = notes.0.into_inner().unwrap().join("\n");
+    assert!(notes.contains("holds a run with another recipe"), "{notes}");
+    let other = recipe.with_overrides(&["seed=4"]).unwrap();
+    harden(&other, &request, &Silent).unwrap();
+    assert!(units() > before, "another seed is another measurement");
+}
+
+#[test]
+fn a_searched_attack_counts_all_it_spent_and_is_chosen_on_validation() {
+    let world = World::new();
+    let search = "{kind: noreft, pairs: 4, steps: 2, batch: 2, layers: [1], knowledge: [adaptive], \
+                  search: {learning_rates: [0.01, 0.03], seeds: 1}}";
+    let recipe = Recipe::load(&world.recipe()).unwrap();
+    let recipe = recipe.with_overrides(&[format!("suite.attacks.0={search}")]).unwrap();
+    let report = harden(&recipe, &request(&world, "out"), &Silent).unwrap().report;
+    let row = &report.attacks[0];
+    assert_eq!(row.name, "noreft r2 p4 s2 b2 search");
+    // Two step sizes from a random start and from the base's edit; each two steps of two pairs.
+    assert_eq!(row.budget.gradient_evaluations, 4 * 2 * 2);
+    assert!(row.budget.search.contains("4 of 4 tried") && row.budget.search.contains("validation"), "{row:?}");
+    assert!(row.attacker_has_base && row.adaptive);
+}
