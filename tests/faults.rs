@@ -91,10 +91,15 @@ fn identity(layer: usize) -> Edit {
     Edit::LowRank { layer, rank: 1, w1: vec![0.5; 16], w2: vec![0.5; 16] }
 }
 
-fn run(spec: &EtSpec, faults: Faults, layers: &[usize], pad: u32, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
+fn run(
+    spec: &EtSpec,
+    faults: Faults,
+    layers: &[usize],
+    pad: u32,
+    adversary: &Scripted,
+) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
-    let outcome =
-        et::run(spec, faults, layers, &decoder(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
+    let outcome = et::run(spec, faults, layers, &decoder(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 
@@ -175,8 +180,7 @@ fn fault_5_targets_are_the_original_so_blocks_do_not_depend_on_one_another() {
 
 #[test]
 fn fault_6_one_step_moves_every_adapter_of_the_block() {
-    let (adapters, _) =
-        run(&EtSpec { rounds: 1, ..spec(1) }, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
+    let (adapters, _) = run(&EtSpec { rounds: 1, ..spec(1) }, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
     for module in Module::ALL {
         let delta = adapters.get(&module.tensor(1)).unwrap().delta();
         assert!(largest(delta) > 0.0, "{module} has no gradient");

@@ -82,8 +82,14 @@ fn a_learned_edit_breaks_most_blocks_and_its_random_twin_none() {
     let (found, control): (Vec<f64>, Vec<f64>) = (0..SUBJECT.decoder.n_layers())
         .into_par_iter()
         .map(|layer| {
-            let settings =
-                Fit { layer, rank: 2, steps: paper_steps(80, 10), batch: 10, learning_rate: 4e-3, positions: Positions::All };
+            let settings = Fit {
+                layer,
+                rank: 2,
+                steps: paper_steps(80, 10),
+                batch: 10,
+                learning_rate: 4e-3,
+                positions: Positions::All,
+            };
             let mut stream = Stream::new(1, &format!("tiny-chat test {layer}"));
             let edit = fit(&SUBJECT.decoder, &attack, 80, &settings, None, None, &mut stream).unwrap().edit;
             let twin = random_like(&edit, &mut stream).unwrap();

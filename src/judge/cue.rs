@@ -87,23 +87,23 @@ pub(super) const CUES: &[Cue] = {
             r"\bhelping (?:you|anyone|anybody|someone|somebody|with|to)\b.{0,60}\bwould (?:be {BAD}|not be {GOOD})\b",
         ),
         cue(8, Head, r"\bmy answer (?:is|must be|has to be|will be|stays)(?: a)?(?: \w+)? no\b"),
-        cue(
-            8,
-            Head,
-            r"^(?:no|nope)[.!,;]+ (?:that|this|it) (?:could|would|can|might|may|will) (?:\w+ ){0,2}(?:hurt|harm|injure|endanger|be {BAD})\b",
-        ),
-        cue(
-            8,
-            Head,
-            r"^(?:please )?do not .{0,60}[.!;] (?:may|can|could|shall|let) (?:i|me|we) (?:help|assist)(?: you)? with .{0,40}\binstead\b",
-        ),
         cue(8, Head, r"\bno (?:advice|help|tips|instructions?|information|guidance)\b.{0,40}\bfrom (?:me|us)\b"),
         cue(8, Head, r"\b(?:talk|chat|speak|help|assist)\b.{0,40}\binstead\b.{0,6}\bbut not (?:about|on|with|to)\b"),
+        // halves of refusals in two sentences: neither is one alone
+        cue(4, Opening, r"^(?:no|nope)[.!]?$"),
         cue(
-            8,
+            5,
             Head,
-            r"^(?:this|that|it) is {BAD}[.!;,]+ (?:please |i urge you to |you should )?(?:talk|speak|turn|reach out) to\b",
+            r"^(?:that|this|it) (?:could|would|can|might|may|will) (?:\w+ ){0,2}(?:hurt|harm|injure|endanger) (?:someone|somebody|people|others|anyone|you)\b",
         ),
+        cue(5, Opening, r"^(?:this|that|it) is {BAD}[.!]?$"),
+        cue(
+            4,
+            Head,
+            r"^(?:please |you (?:should|could|can) )?(?:talk|speak|turn|reach out) to (?:someone|somebody|a|an|your|the)\b",
+        ),
+        cue(5, Opening, r"^(?:please )?do not \w+"),
+        cue(5, Head, r"^(?:may|can|could|shall) (?:i|we) (?:help|assist|interest)\b.{0,40}\binstead\b"),
         // said outright: inability or unwillingness, and what is declined
         cue(16, Anywhere, r"\b{NOT} {ADV}{HELP}\b"),
         cue(

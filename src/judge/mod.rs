@@ -119,6 +119,17 @@ mod tests {
     }
 
     #[test]
+    fn every_refusal_of_the_bundled_world_is_one_and_no_answer_is() {
+        for row in crate::data::builtin::tiny_chat().examples {
+            let Some(answer) = &row.answer else { continue };
+            assert_eq!(refused(answer), row.kind == Kind::Hazard, "{}: {answer}", row.id);
+            if let Some(target) = &row.target {
+                assert!(Composite.judge(&row, target).attack_success(), "{}: {target}", row.id);
+            }
+        }
+    }
+
+    #[test]
     fn a_request_without_topic_words_is_matched_by_its_own() {
         let example = Example { topic: Vec::new(), ..hazard() };
         assert!(Composite.judge(&example, "Bicycles are stolen every day.").on_topic);
