@@ -74,7 +74,7 @@ fn distance(ours: &Tensor, reference: &Tensor) -> f64 {
 /// Compares the logits of every position with `reference(prefix)`, which gives those of a prefix's last token.
 fn agree(decoder: &Decoder, name: &str, mut reference: impl FnMut(&Tensor) -> candle_core::Result<Tensor>) {
     let ids = tokens(name, 20);
-    let ours = logits(decoder, &TokenBatch::prompts(&[ids.clone()], 0));
+    let ours = logits(decoder, &TokenBatch::prompts(std::slice::from_ref(&ids), 0));
     for end in 1..=ids.len() {
         let prefix = Tensor::from_slice(&ids[..end], (1, end), &CPU).unwrap();
         let theirs = reference(&prefix).unwrap().flatten_all().unwrap();
@@ -187,7 +187,7 @@ fn the_batch_size_does_not_change_answers() {
 fn left_padding_changes_no_logits_whatever_the_padding_is() {
     let (decoder, _) = random(blueprint("qwen2", true));
     let prompt = tokens("padded", 6);
-    let alone = logits(&decoder, &TokenBatch::prompts(&[prompt.clone()], 0)).i(0).unwrap();
+    let alone = logits(&decoder, &TokenBatch::prompts(std::slice::from_ref(&prompt), 0)).i(0).unwrap();
     for (pad, width) in [(0, 9), (60, 9), (3, 30)] {
         let batch = TokenBatch::prompts(&[tokens("long", width), prompt.clone()], pad);
         let padded = logits(&decoder, &batch).i((1, width - prompt.len()..)).unwrap();

@@ -42,7 +42,7 @@ fn decoder(encoder: &PromptEncoder, seed: u64) -> Decoder {
 }
 
 fn answered(_: &Example, answer: &str) -> Grade {
-    Grade { refused: answer.len() % 2 == 0, on_topic: true, degenerate: false }
+    Grade { refused: answer.len().is_multiple_of(2), on_topic: true, degenerate: false }
 }
 
 fn specs(items: usize) -> Vec<TaskSpec> {
