@@ -1,5 +1,5 @@
 //! The command line: what a person types, and which part of the library answers it. Results go to stdout, everything that
-//! is said on the way to stderr; only [`render`] writes to either.
+//! is said on the way to stderr; only `render` writes to either.
 
 mod arguments;
 mod attack;
