@@ -19,12 +19,12 @@ use crate::defence::UnitStore;
 use crate::event::{Event, Observer};
 use crate::model::{Blueprint, Decoder, Module};
 use crate::recipe::{Recipe, Suite};
+use crate::report::threshold::MIN_BASE_REFUSAL;
+use crate::report::wording::percent;
 use crate::report::{
     Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary,
     Thresholds, Tool, UtilityRow, Verdict,
 };
-use crate::report::threshold::MIN_BASE_REFUSAL;
-use crate::report::wording::percent;
 use crate::utility::spec::TaskSpec;
 use crate::{Error, Result};
 
