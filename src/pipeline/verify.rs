@@ -14,9 +14,10 @@ use super::examiner::{Counts, Examiner};
 use super::model::Model;
 use super::suite::{BaseCells, Grid, Selection, measure_base, measure_hardened};
 use crate::checkpoint::{Checkpoint, diff, diff::Change};
-use crate::data::PromptSet;
+use crate::data::{Example, PromptSet};
 use crate::defence::UnitStore;
 use crate::event::{Event, Observer};
+use crate::judge::{Composite, Judge as _};
 use crate::model::{Blueprint, Decoder, Module};
 use crate::recipe::{Recipe, Suite};
 use crate::report::threshold::MIN_BASE_REFUSAL;
@@ -26,6 +27,7 @@ use crate::report::{
     Thresholds, Tool, UtilityRow, Verdict,
 };
 use crate::utility::spec::TaskSpec;
+use crate::utility::{self, Grade};
 use crate::{Error, Result};
 
 /// Everything that decides what is measured and what is made of it.
@@ -152,16 +154,20 @@ impl<'a> Trial<'a> {
         for row in attacks.iter_mut().chain(&mut controls) {
             row.reproduce = format!("immunise attack .{given} --suite immunisation/recipe.yaml {}", row.reproduce);
         }
-        let utility = match base {
-            Some((base, _)) => {
-                let key = bench.key("utility", &(base.identity(), &identity, self.utility));
-                observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
-                units.cached(&key, || {
-                    price(self.utility, &base.decoder, &hardened.decoder, &bench.examiner, self.data, observer)
-                })?
-            }
-            None => vec![],
-        };
+        let of_base = base.map(|(model, _)| (model.identity(), &model.decoder));
+        let key = bench.key("utility rows", &(of_base.as_ref().map(|(name, _)| name), &identity, self.utility));
+        if !self.utility.is_empty() {
+            observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
+        }
+        let utility = units.cached(&key, || {
+            let base = of_base.as_ref().map(|(_, decoder)| *decoder);
+            price(self.utility, base, &hardened.decoder, &bench.examiner, self.data)
+        })?;
+        if utility.len() != self.utility.len() {
+            // A task without a row would be a gate that nobody decides: a pass for want of a measurement.
+            let problem = format!("expected {} rows, got {}", self.utility.len(), utility.len());
+            return Err(Error::input("utility", problem));
+        }
         let mut report = Report {
             schema_version: crate::report::schema::SCHEMA_VERSION,
             tool: Tool::this(),
@@ -281,19 +287,20 @@ fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
     }
 }
 
-/// What hardening cost.
+/// What hardening cost, a row for every task; without a base a row that compares the two holds nothing.
 fn price(
     tasks: &[TaskSpec],
-    _base: &Decoder,
-    _hardened: &Decoder,
-    _examiner: &Examiner,
-    _data: &PromptSet,
-    observer: &dyn Observer,
+    base: Option<&Decoder>,
+    hardened: &Decoder,
+    examiner: &Examiner,
+    data: &PromptSet,
 ) -> Result<Vec<UtilityRow>> {
-    if !tasks.is_empty() {
-        observer.event(Event::Warning("utility tasks are not measured in this build".into()));
-    }
-    Ok(vec![])
+    let grade = |example: &Example, answer: &str| {
+        let judged = Composite.judge(example, answer);
+        Grade { refused: judged.refused, on_topic: judged.on_topic, degenerate: judged.degenerate }
+    };
+    let tokens = examiner.greedy().max_new_tokens;
+    utility::measure(tasks, base, hardened, examiner.encoder(), data, tokens, &grade)
 }
 
 /// How far the weights moved, from the files of both.
