@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::intervention::Edit;
+use crate::math::rows::orthonormal;
 use crate::math::seed::Stream;
 
 /// A random edit of the same kind, rank and norm as `edit`.
@@ -16,25 +17,65 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
         Edit::Identity => Edit::Identity,
         Edit::LowRank { layer, rank, w1, w2 } => {
             let difference: Vec<f32> = w1.iter().zip(w2).map(|(a, b)| a - b).collect();
-            let target = product_norm(w2, &difference, *rank);
-            let (up, down) = (stream.gaussian(w1.len(), 1.0), stream.gaussian(w1.len(), 1.0));
-            // The product of two factors scaled by f each scales by f².
-            let f = (target / product_norm(&up, &down, *rank).max(f64::MIN_POSITIVE)).sqrt() as f32;
-            let w2: Vec<f32> = up.iter().map(|v| v * f).collect();
-            let w1 = down.iter().zip(&w2).map(|(v, w2)| v * f + w2).collect();
-            Edit::LowRank { layer: *layer, rank: *rank, w1, w2 }
+            let (up, down) = random_factors(w2, &difference, *rank, stream);
+            let w1 = down.iter().zip(&up).map(|(down, up)| down + up).collect();
+            Edit::LowRank { layer: *layer, rank: *rank, w1, w2: up }
         }
-        Edit::Add { layer, vector } => {
-            let length = norm(vector);
-            let noise = stream.gaussian(vector.len(), 1.0);
-            let f = (length / norm(&noise)) as f32;
-            Edit::Add { layer: *layer, vector: noise.iter().map(|v| v * f).collect() }
+        Edit::Affine { layer, rank, up, down, bias } => {
+            let constant = |up: &[f32], bias: &[f32]| product_norm(up, &spread(bias, up.len()), *rank);
+            let (new_up, new_down) = if down.iter().all(|v| *v == 0.0) {
+                (stream.gaussian(up.len(), 1.0), down.clone())
+            } else {
+                random_factors(up, down, *rank, stream)
+            };
+            let noise = stream.gaussian(bias.len(), 1.0);
+            let f = (constant(up, bias) / constant(&new_up, &noise).max(f64::MIN_POSITIVE)) as f32;
+            let bias = noise.iter().map(|v| v * f).collect();
+            Edit::Affine { layer: *layer, rank: *rank, up: new_up, down: new_down, bias }
+        }
+        Edit::Add { site, vector, keep_norm } => {
+            Edit::Add { site: *site, vector: random_vector(vector, stream), keep_norm: *keep_norm }
+        }
+        Edit::Heads { layer, matrices, bias, heads } => {
+            let size = bias.len() / (*heads).max(1);
+            // What a matrix changes is its difference from the identity.
+            let identity = |i: usize| if (i % (size * size)) % (size + 1) == 0 { 1.0 } else { 0.0 };
+            let change: Vec<f32> = matrices.iter().enumerate().map(|(i, v)| v - identity(i)).collect();
+            let noise = random_vector(&change, stream);
+            let matrices = noise.iter().enumerate().map(|(i, v)| v + identity(i)).collect();
+            Edit::Heads { layer: *layer, matrices, bias: random_vector(bias, stream), heads: *heads }
         }
         Edit::Ablate { basis, rank } => {
             let width = basis.len() / (*rank).max(1);
             Edit::Ablate { basis: orthonormal(&stream.gaussian(basis.len(), 1.0), width), rank: *rank }
         }
+        Edit::Several { edits } => {
+            Edit::Several { edits: edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()? }
+        }
     })
+}
+
+/// Random factors whose product has the Frobenius norm of `upᵀ·down`.
+fn random_factors(up: &[f32], down: &[f32], rank: usize, stream: &mut Stream) -> (Vec<f32>, Vec<f32>) {
+    let target = product_norm(up, down, rank);
+    let (up, down) = (stream.gaussian(up.len(), 1.0), stream.gaussian(down.len(), 1.0));
+    // The product of two factors scaled by f each scales by f².
+    let f = (target / product_norm(&up, &down, rank).max(f64::MIN_POSITIVE)).sqrt() as f32;
+    let scaled = |values: Vec<f32>| values.into_iter().map(|v| v * f).collect();
+    (scaled(up), scaled(down))
+}
+
+/// A random vector of the same length.
+fn random_vector(like: &[f32], stream: &mut Stream) -> Vec<f32> {
+    let noise = stream.gaussian(like.len(), 1.0);
+    let f = (norm(like) / norm(&noise).max(f64::MIN_POSITIVE)) as f32;
+    noise.iter().map(|v| v * f).collect()
+}
+
+/// `bias` as factors whose product with `up` has one column that is not zero.
+fn spread(bias: &[f32], len: usize) -> Vec<f32> {
+    let width = len / bias.len().max(1);
+    (0..len).map(|i| if i % width == 0 { bias[i / width] } else { 0.0 }).collect()
 }
 
 fn norm(values: &[f32]) -> f64 {
@@ -56,25 +97,10 @@ pub fn product_norm(up: &[f32], down: &[f32], rank: usize) -> f64 {
     total.max(0.0).sqrt()
 }
 
-/// Gram–Schmidt on rows of `width`.
-fn orthonormal(rows: &[f32], width: usize) -> Vec<f32> {
-    let mut basis: Vec<Vec<f64>> = Vec::new();
-    for row in rows.chunks_exact(width) {
-        let mut row: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
-        for done in &basis {
-            let along: f64 = row.iter().zip(done).map(|(a, b)| a * b).sum();
-            row.iter_mut().zip(done).for_each(|(a, b)| *a -= along * b);
-        }
-        let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-        row.iter_mut().for_each(|v| *v /= length);
-        basis.push(row);
-    }
-    basis.into_iter().flatten().map(|v| v as f32).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Point, Site};
 
     #[test]
     fn controls_have_the_norm_of_the_edit() {
@@ -85,14 +111,21 @@ mod tests {
                 let difference: Vec<f32> = w1.iter().zip(w2).map(|(a, b)| a - b).collect();
                 product_norm(w2, &difference, *rank)
             }
+            Edit::Affine { up, bias, rank, .. } => product_norm(up, &spread(bias, up.len()), *rank),
             Edit::Add { vector, .. } => norm(vector),
+            Edit::Heads { bias, .. } => norm(bias),
             _ => 0.0,
         };
-        for edit in
-            [Edit::LowRank { layer: 3, rank: 2, w1, w2 }, Edit::Add { layer: 1, vector: stream.gaussian(16, 2.0) }]
-        {
+        let site = Site::new(1, Point::ResidPre);
+        let (up, down) = (stream.gaussian(2 * 16, 0.5), stream.gaussian(2 * 16, 0.1));
+        for edit in [
+            Edit::LowRank { layer: 3, rank: 2, w1, w2 },
+            Edit::Affine { layer: 0, rank: 2, up, down, bias: vec![0.5, -2.0] },
+            Edit::Add { site, vector: stream.gaussian(16, 2.0), keep_norm: false },
+            Edit::Heads { layer: 0, matrices: stream.gaussian(2 * 16, 0.3), bias: stream.gaussian(8, 1.0), heads: 2 },
+        ] {
             let control = random_like(&edit, &mut stream).unwrap();
-            assert!((size(&control) / size(&edit) - 1.0).abs() < 1e-5);
+            assert!((size(&control) / size(&edit) - 1.0).abs() < 1e-4, "{edit:?}");
             assert_ne!(control, edit);
         }
     }

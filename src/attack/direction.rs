@@ -1,64 +1,163 @@
-//! Attacks by a direction: the difference of class means, added or projected out.
+//! What the activations of hazardous and of harmless prompts say: class means, their difference, the subspace around it.
 //!
-//! *Source*: mean difference: contrastive activation addition (ActAdd, CAA); ablation: Arditi et al. 2024, "Refusal in
-//! language models is mediated by a single direction".
+//! *Source*: Arditi et al. 2024, "Refusal in language models is mediated by a single direction": the difference of means
+//! at the last prompt token, projected out everywhere.
 
 use candle_core::Tensor;
 
 use super::AttackData;
 use crate::intervention::Edit;
+use crate::math::rows::{orthonormal, principal};
 use crate::model::optimiser::host_values;
 use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
 use crate::{Error, Result};
 
-/// Class means of one block's input at the last prompt token.
+/// Positions at the end of a prompt that are candidates for a direction.
+const MAX_BACK: usize = 5;
+
+/// Activations of both classes at one site and token; rows in the order of the attacker's data.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Means {
-    /// Mean over hazardous prompts, `[d_model]`.
+pub struct Classes {
+    /// Where they were taken.
+    pub site: Site,
+    /// Width of a row.
+    pub width: usize,
+    /// `[hazardous prompts, width]`, row by row.
     pub hazard: Vec<f32>,
-    /// Mean over harmless prompts, `[d_model]`.
+    /// `[harmless prompts, width]`, row by row.
     pub harmless: Vec<f32>,
-    /// Mean norm of the residual stream there, over both classes.
-    pub norm: f64,
 }
 
-/// Class means at the inputs of all blocks, from `per_class` prompts of each class.
-///
-/// # Errors
-/// When a class is empty.
-pub fn means(decoder: &Decoder, data: &AttackData, per_class: usize) -> Result<Vec<Means>> {
-    let hazards: Vec<Vec<u32>> = data.pairs.iter().take(per_class).map(|p| p.prompt.clone()).collect();
-    let harmless: Vec<Vec<u32>> = data.harmless.iter().take(per_class).cloned().collect();
-    if hazards.is_empty() || harmless.is_empty() {
-        return Err(Error::input(
-            "attack data",
-            format!(
-                "expected prompts of both classes, got {} hazardous and {} harmless",
-                hazards.len(),
-                harmless.len()
-            ),
-        ));
-    }
-    let (hazard, harmless) =
-        (last_token_inputs(decoder, &hazards, data.pad)?, last_token_inputs(decoder, &harmless, data.pad)?);
-    let norm =
-        |rows: &Tensor| -> Result<f64> { Ok(f64::from(rows.sqr()?.sum(1)?.sqrt()?.mean_all()?.to_scalar::<f32>()?)) };
-    hazard
-        .iter()
-        .zip(&harmless)
-        .map(|(a, b)| {
-            Ok(Means {
-                hazard: host_values(&a.mean(0)?)?,
-                harmless: host_values(&b.mean(0)?)?,
-                norm: (norm(a)? + norm(b)?) / 2.0,
+impl Classes {
+    /// The activations at `point` of every block, `back` tokens before the prompt's last, from `per_class` prompts of each
+    /// class.
+    ///
+    /// # Errors
+    /// When a class is empty.
+    pub fn collect(
+        decoder: &Decoder,
+        data: &AttackData,
+        per_class: usize,
+        point: Point,
+        back: usize,
+    ) -> Result<Vec<Self>> {
+        let hazards: Vec<Vec<u32>> = data.pairs.iter().take(per_class).map(|p| p.prompt.clone()).collect();
+        let harmless: Vec<Vec<u32>> = data.harmless.iter().take(per_class).cloned().collect();
+        if hazards.is_empty() || harmless.is_empty() {
+            let (a, b) = (hazards.len(), harmless.len());
+            return Err(Error::input(
+                "attack data",
+                format!("expected prompts of both classes, got {a} hazardous and {b} harmless"),
+            ));
+        }
+        let hazards = at_token(decoder, &hazards, data.pad, point, back)?;
+        let harmless = at_token(decoder, &harmless, data.pad, point, back)?;
+        let blocks = hazards.iter().zip(&harmless).enumerate();
+        blocks
+            .map(|(layer, (a, b))| {
+                Ok(Self {
+                    site: Site::new(layer, point),
+                    width: a.dim(1)?,
+                    hazard: host_values(a)?,
+                    harmless: host_values(b)?,
+                })
             })
-        })
-        .collect()
+            .collect()
+    }
+
+    /// Mean over hazardous minus mean over harmless prompts, `[width]`.
+    #[must_use]
+    pub fn difference(&self) -> Vec<f32> {
+        let (a, b) = (mean(&self.hazard, self.width), mean(&self.harmless, self.width));
+        a.iter().zip(&b).map(|(a, b)| (a - b) as f32).collect()
+    }
+
+    /// Mean norm over the rows of both classes.
+    #[must_use]
+    pub fn norm(&self) -> f64 {
+        let rows = self.hazard.chunks_exact(self.width).chain(self.harmless.chunks_exact(self.width));
+        let norms: Vec<f64> = rows.map(length).collect();
+        norms.iter().sum::<f64>() / norms.len().max(1) as f64
+    }
+
+    /// Differences of the first hazardous and the first harmless prompt, of the second, and so on, `[pairs, width]`.
+    #[must_use]
+    pub fn pair_differences(&self) -> Vec<f32> {
+        self.hazard.iter().zip(&self.harmless).map(|(a, b)| a - b).collect()
+    }
+
+    /// The unit difference of means.
+    ///
+    /// # Errors
+    /// When the two means are equal.
+    pub fn direction(&self) -> Result<Vec<f32>> {
+        let difference = self.difference();
+        let length = length(&difference);
+        if !length.is_normal() {
+            return Err(Error::input(
+                self.site,
+                "expected a difference between hazardous and harmless prompts, got none",
+            ));
+        }
+        Ok(difference.iter().map(|v| (f64::from(*v) / length) as f32).collect())
+    }
+
+    /// The direction, and with a larger `rank` the principal directions of hazards around the harmless mean that come
+    /// next, projected out everywhere.
+    ///
+    /// # Errors
+    /// As [`Classes::direction`].
+    pub fn projection(&self, rank: usize) -> Result<Edit> {
+        let mut rows = self.direction()?;
+        if rank > 1 {
+            let centre = mean(&self.harmless, self.width);
+            let around: Vec<f32> = self
+                .hazard
+                .chunks_exact(self.width)
+                .flat_map(|row| row.iter().zip(&centre).map(|(v, c)| (f64::from(*v) - c) as f32))
+                .collect();
+            rows.extend(principal(&around, self.width, rank));
+        }
+        // The leading principal direction is nearly the difference of means: what is left of it comes last or is zero.
+        let mut basis: Vec<f32> = orthonormal(&rows, self.width)
+            .chunks_exact(self.width)
+            .filter(|row| length(row) > 0.5)
+            .flatten()
+            .copied()
+            .collect();
+        basis.truncate(rank * self.width);
+        Ok(Edit::Ablate { rank: basis.len() / self.width, basis })
+    }
 }
 
-/// Inputs of all blocks at the last prompt token, `[prompts, d_model]` each.
-fn last_token_inputs(decoder: &Decoder, prompts: &[Vec<u32>], pad: u32) -> Result<Vec<Tensor>> {
-    let sites: Vec<Site> = (0..decoder.n_layers()).map(|layer| Site::new(layer, Point::ResidPre)).collect();
+/// Tokens that all prompts end in, what the chat template puts after the request: a direction may be taken at each.
+#[must_use]
+pub fn shared_ending(data: &AttackData) -> usize {
+    let prompts: Vec<&Vec<u32>> = data.pairs.iter().map(|pair| &pair.prompt).chain(&data.harmless).collect();
+    let Some(first) = prompts.first() else { return 0 };
+    let shared = |back: usize| {
+        let token = |prompt: &Vec<u32>| prompt.len().checked_sub(back + 1).map(|at| prompt[at]);
+        token(first).is_some() && prompts.iter().all(|prompt| token(prompt) == token(first))
+    };
+    (0..MAX_BACK).take_while(|back| shared(*back)).count()
+}
+
+fn mean(rows: &[f32], width: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; width];
+    for row in rows.chunks_exact(width) {
+        sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+    }
+    let count = (rows.len() / width.max(1)).max(1) as f64;
+    sum.iter().map(|s| s / count).collect()
+}
+
+fn length(row: &[f32]) -> f64 {
+    row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Activations at `point` of all blocks, `back` tokens before the last, `[prompts, width]` each.
+fn at_token(decoder: &Decoder, prompts: &[Vec<u32>], pad: u32, point: Point, back: usize) -> Result<Vec<Tensor>> {
+    let sites: Vec<Site> = (0..decoder.n_layers()).map(|layer| Site::new(layer, point)).collect();
     let mut parts: Vec<Vec<Tensor>> = vec![Vec::new(); sites.len()];
     for chunk in prompts.chunks(32) {
         let batch = TokenBatch::prompts(chunk, pad);
@@ -66,42 +165,42 @@ fn last_token_inputs(decoder: &Decoder, prompts: &[Vec<u32>], pad: u32) -> Resul
         decoder.hidden(&batch, &mut hooks, None)?;
         for (site, part) in sites.iter().zip(&mut parts) {
             let seen = hooks.take(*site).ok_or_else(|| Error::input(site, "expected a recording, got none"))?;
-            part.push(seen.narrow(1, batch.cols() - 1, 1)?.squeeze(1)?.detach());
+            part.push(seen.narrow(1, batch.cols() - 1 - back, 1)?.squeeze(1)?.detach());
         }
     }
     parts.iter().map(|part| Ok(Tensor::cat(part, 0)?)).collect()
 }
 
-/// The unit difference of means, hazardous minus harmless, at one block's input.
-///
-/// # Errors
-/// When the two means are equal.
-pub fn direction(means: &Means) -> Result<Vec<f32>> {
-    let difference: Vec<f64> =
-        means.hazard.iter().zip(&means.harmless).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
-    let length = difference.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if !length.is_normal() {
-        return Err(Error::input(
-            "class means",
-            "expected a difference between hazardous and harmless prompts, got none",
-        ));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classes(hazard: Vec<f32>, harmless: Vec<f32>) -> Classes {
+        Classes { site: Site::new(0, Point::ResidPre), width: 3, hazard, harmless }
     }
-    Ok(difference.iter().map(|v| (v / length) as f32).collect())
-}
 
-/// `h + c·norm·v̂` at one block's input: negative coefficients push hazards towards the harmless mean.
-///
-/// # Errors
-/// As [`direction`].
-pub fn mean_difference(means: &Means, layer: usize, coefficient: f64) -> Result<Edit> {
-    let factor = (coefficient * means.norm) as f32;
-    Ok(Edit::Add { layer, vector: direction(means)?.iter().map(|v| v * factor).collect() })
-}
+    #[test]
+    fn the_direction_is_the_unit_difference_of_means() {
+        let found = classes(vec![3.0, 1.0, 0.0, 5.0, 1.0, 0.0], vec![0.0, 1.0, 0.0]);
+        assert_eq!(found.direction().unwrap(), [1.0, 0.0, 0.0]);
+        let equal = classes(vec![1.0, 1.0, 0.0], vec![1.0, 1.0, 0.0]);
+        assert!(equal.direction().unwrap_err().to_string().contains("blocks.0.hook_resid_pre"));
+    }
 
-/// Removes the direction found at one block's input everywhere.
-///
-/// # Errors
-/// As [`direction`].
-pub fn ablation(means: &Means) -> Result<Edit> {
-    Ok(Edit::Ablate { basis: direction(means)?, rank: 1 })
+    #[test]
+    fn the_shared_ending_is_what_all_prompts_end_in() {
+        let pair = |prompt: &[u32]| crate::attack::Pair { prompt: prompt.to_vec(), target: vec![], opening: None };
+        let data = |pairs: Vec<_>| AttackData { pairs, harmless: vec![vec![9, 1, 2]], pad: 0 };
+        assert_eq!(shared_ending(&data(vec![pair(&[5, 1, 2]), pair(&[6, 7, 1, 2])])), 2);
+        assert_eq!(shared_ending(&data(vec![pair(&[2])])), 1);
+        assert_eq!(shared_ending(&data(vec![pair(&[3])])), 0);
+    }
+
+    #[test]
+    fn a_subspace_holds_the_direction_and_what_varies_around_it() {
+        let found = classes(vec![2.0, 3.0, 0.0, 2.0, -3.0, 0.0, 2.0, 3.0, 0.0, 2.0, -3.0, 0.0], vec![0.0; 3]);
+        let Edit::Ablate { basis, rank } = found.projection(2).unwrap() else { panic!("an ablation") };
+        assert_eq!(rank, 2);
+        assert!((basis[0] - 1.0).abs() < 1e-5 && (basis[4].abs() - 1.0).abs() < 1e-3, "{basis:?}");
+    }
 }

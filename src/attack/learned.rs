@@ -1,17 +1,19 @@
-//! NoReFT: a low-rank edit of one block's input, trained until the model answers hazards affirmatively.
+//! Low-rank edits of the inputs of one block or several, trained until the model answers hazards affirmatively.
 //!
-//! *Source*: E.T. (2026), the paper's attack: `Φ(h) = h + W2ᵀ(W1−W2)h`, factors uniform in `±1/√d`, AdamW without weight
+//! *Source*: E.T. (2026), the paper's attack: `Φ(h) = h + W2ᵀ(W1−W2)h` (other forms: [`Form`]), factors uniform in `±1/√d`, AdamW without weight
 //! decay, step size decayed linearly, gradient norm clipped at 1, next-token loss on the answer's tokens, the last of
 //! which are cut off so that the edit never learns to stop. The inputs of the attacked block do not change while the
 //! edit is trained, so they are computed once, and every step runs only the blocks above.
 
 use std::collections::BTreeSet;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
+use super::form::{Factors, Form};
 use super::{AttackData, Found, Pair};
 use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
+use crate::math::snapshot::Snapshot;
 use crate::model::loss::cross_entropy;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
 use crate::model::{Decoder, Hooks, TokenBatch};
@@ -23,9 +25,11 @@ const CUT: usize = 2;
 /// Settings of one fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
-    /// Block whose input is edited.
-    pub layer: usize,
-    /// Rank of the edit.
+    /// What is learned.
+    pub form: Form,
+    /// Blocks whose inputs are edited, all at once.
+    pub layers: Vec<usize>,
+    /// Rank of the edit of each block.
     pub rank: usize,
     /// Optimiser steps.
     pub steps: usize,
@@ -127,9 +131,7 @@ fn cut(len: usize) -> usize {
 
 /// A learned edit with its optimiser: what a pool keeps warm between the steps of a joint defence.
 pub struct Learner {
-    w1: Var,
-    w2: Var,
-    layer: usize,
+    factors: Vec<Factors>,
     adam: AdamW,
 }
 
@@ -137,47 +139,76 @@ impl Learner {
     /// Fresh factors, uniform in `±1/√d`, or those of `start`.
     ///
     /// # Errors
-    /// When `start` is not a learned edit of this block.
+    /// When `start` is not an edit of this form and these blocks, or there is no block.
     pub fn new(
         decoder: &Decoder,
-        layer: usize,
+        form: Form,
+        layers: &[usize],
         rank: usize,
         start: Option<&Edit>,
         stream: &mut Stream,
     ) -> Result<Self> {
-        let d = decoder.blueprint().d_model;
-        let bound = (d as f64).powf(-0.5);
-        let (rank, w1, w2) = match start {
-            None => (rank, stream.uniform(rank * d, bound), stream.uniform(rank * d, bound)),
-            Some(Edit::LowRank { layer: at, rank, w1, w2 }) if *at == layer => (*rank, w1.clone(), w2.clone()),
-            Some(_) => {
-                return Err(Error::input(
-                    "start of a learned edit",
-                    format!("expected a low-rank edit of block {layer}"),
-                ));
+        let (d, device) = (decoder.blueprint().d_model, decoder.device());
+        let factors: Vec<Factors> = match start {
+            None => layers.iter().map(|l| Factors::fresh(form, *l, rank, d, device, stream)).collect::<Result<_>>()?,
+            Some(start) => {
+                let starts = match start {
+                    Edit::Several { edits } => edits.as_slice(),
+                    one => std::slice::from_ref(one),
+                };
+                if starts.len() != layers.len() {
+                    let expected = format!("expected edits of {} blocks, got {}", layers.len(), starts.len());
+                    return Err(Error::input("start of a learned edit", expected));
+                }
+                let pairs = layers.iter().zip(starts);
+                pairs.map(|(layer, edit)| Factors::starting_from(form, *layer, edit, device)).collect::<Result<_>>()?
             }
         };
-        let var = |values: Vec<f32>| -> Result<Var> {
-            Ok(Var::from_tensor(&Tensor::from_vec(values, (rank, d), decoder.device())?)?)
-        };
-        let (w1, w2) = (var(w1)?, var(w2)?);
-        let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
-        let adam = AdamW::new(vec![w1.clone(), w2.clone()], settings);
-        Ok(Self { w1, w2, layer, adam })
+        if factors.is_empty() {
+            return Err(Error::input("learned edit", "expected one block at least, got none"));
+        }
+        let vars = factors.iter().flat_map(|factors| factors.vars().iter().cloned()).collect();
+        let adam = AdamW::new(vars, AdamSettings { clip: Some(1.0), ..AdamSettings::default() });
+        Ok(Self { factors, adam })
+    }
+
+    /// Keeps the edit and its optimiser under `name`.
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    pub fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
+        self.adam.save(name, into)
+    }
+
+    /// Goes back to what [`Learner::save`] kept of an edit of the same block and rank.
+    ///
+    /// # Errors
+    /// When something is missing or of another size.
+    pub fn restore(&mut self, name: &str, from: &Snapshot) -> Result<()> {
+        self.adam.restore(name, from)
     }
 
     /// The edit as it stands, connected to its variables.
-    pub fn edit(&self) -> Placed {
-        Placed::LowRank { layer: self.layer, w1: self.w1.as_tensor().clone(), w2: self.w2.as_tensor().clone() }
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn edit(&self) -> Result<Placed> {
+        self.placed(false)
     }
 
     /// The edit as it stands, detached.
     ///
     /// # Errors
-    /// When the device is out of memory.
+    /// As [`Learner::edit`].
     pub fn snapshot(&self) -> Result<Placed> {
-        let copy = |var: &Var| -> Result<Tensor> { Ok(var.as_tensor().copy()?.detach()) };
-        Ok(Placed::LowRank { layer: self.layer, w1: copy(&self.w1)?, w2: copy(&self.w2)? })
+        self.placed(true)
+    }
+
+    fn placed(&self, detached: bool) -> Result<Placed> {
+        match self.factors.as_slice() {
+            [one] => one.placed(detached),
+            several => Ok(Placed::Several(several.iter().map(|f| f.placed(detached)).collect::<Result<_>>()?)),
+        }
     }
 
     /// One optimiser step on the chosen pairs; returns the loss before it.
@@ -185,9 +216,10 @@ impl Learner {
     /// # Errors
     /// As [`Decoder::run`].
     pub fn step(&mut self, prefix: &Prefix<'_>, rows: &[usize], positions: Positions, rate: f64) -> Result<f64> {
-        let edit = self.edit();
+        let edit = self.edit()?;
         let (gradients, losses) = sharded_gradients(self.adam.vars(), 1, |_| prefix.loss(rows, &edit, positions))?;
         self.adam.step(&gradients, rate)?;
+        self.factors.iter().try_for_each(Factors::retract)?;
         Ok(losses[0])
     }
 }
@@ -211,8 +243,10 @@ pub fn fit(
         let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
         return Err(Error::input("attack data", format!("expected pairs with opening {opening:?}, got {openings:?}")));
     }
-    let prefix = Prefix::new(decoder, settings.layer, &chosen, data.pad)?;
-    let mut learner = Learner::new(decoder, settings.layer, settings.rank, start, stream)?;
+    // Nothing below the first edited block changes while the edit is trained.
+    let first = settings.layers.iter().copied().min().unwrap_or(0);
+    let prefix = Prefix::new(decoder, first, &chosen, data.pad)?;
+    let mut learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
     let mut order: Vec<usize> = Vec::new();
     let (mut evaluations, mut recent) = (0, Vec::new());
     for step in 0..settings.steps {
@@ -231,5 +265,5 @@ pub fn fit(
         }
     }
     let loss = if recent.is_empty() { None } else { Some(recent.iter().sum::<f64>() / recent.len() as f64) };
-    Ok(Found { edit: learner.edit().edit()?, gradient_evaluations: evaluations, loss })
+    Ok(Found { edit: learner.snapshot()?.edit()?, gradient_evaluations: evaluations, loss })
 }

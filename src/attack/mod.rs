@@ -5,8 +5,10 @@
 
 pub mod control;
 pub mod direction;
+pub mod form;
 pub mod learned;
 pub mod spec;
+pub mod steering;
 
 use crate::intervention::Edit;
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::form::Form;
 use crate::intervention::Positions;
 
 /// What kind of adversary a row is.
@@ -10,14 +11,66 @@ use crate::intervention::Positions;
 pub enum AttackKind {
     /// A learned low-rank edit `h + W2ᵀ(W1−W2)h` of one block's input.
     Noreft,
+    /// The same as `h + Rᵀ(Wh + b − Rh)` with orthonormal `R`.
+    Loreft,
+    /// The same as `h + Rᵀ(Wh + b)` with orthonormal `R`.
+    Direft,
+    /// The same as `h + Rᵀb` with orthonormal `R`: a learned vector.
+    Lobireft,
     /// `h ± c·v`, `v` the difference of class means.
     MeanDifference,
+    /// `h ± c·v` at every block at once, `v` the leading principal component of pair differences there.
+    PrincipalComponent,
+    /// The same, mean added and every token's norm restored (Safety Arithmetic's vector, sign flipped or not).
+    InContextVector,
+    /// Shifts of the attention heads that tell the classes apart best, towards the other class.
+    ItiHeads,
     /// The refusal direction projected out everywhere.
     Ablation,
+    /// A subspace of `rank` directions projected out everywhere.
+    SubspaceAblation,
     /// Control: a random edit of the same norm.
     Random,
     /// Control: no edit at all.
     Identity,
+}
+
+/// How an adversary finds its edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// By gradient descent on an edit of this form.
+    Learned(Form),
+    /// By a sweep over strengths, chosen on validation hazards.
+    Swept,
+    /// By projecting out what was found at one of the blocks, chosen on validation hazards.
+    Projected,
+    /// Not at all: it is a control.
+    Control,
+}
+
+impl AttackKind {
+    /// How its edit is found.
+    #[must_use]
+    pub fn method(self) -> Method {
+        match self {
+            Self::Noreft => Method::Learned(Form::Noreft),
+            Self::Loreft => Method::Learned(Form::Loreft),
+            Self::Direft => Method::Learned(Form::Direft),
+            Self::Lobireft => Method::Learned(Form::Lobireft),
+            Self::MeanDifference | Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads => Method::Swept,
+            Self::Ablation | Self::SubspaceAblation => Method::Projected,
+            Self::Random | Self::Identity => Method::Control,
+        }
+    }
+
+    /// Whether its edit is of all its blocks at once, whatever the recipe says.
+    #[must_use]
+    pub fn acts_on_all(self) -> bool {
+        matches!(
+            self,
+            Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads | Self::Ablation | Self::SubspaceAblation
+        )
+    }
 }
 
 /// Whether the adversary saw the hardened weights.
@@ -93,13 +146,16 @@ pub struct AttackSpec {
     /// Blocks attacked, one cell each (`ablation` takes its direction there and acts everywhere).
     #[serde(default)]
     pub layers: Layers,
+    /// Learned edits: one edit of all these blocks at once instead of a cell for each.
+    #[serde(default)]
+    pub joint: bool,
     /// Where the edit acts.
     #[serde(default)]
     pub positions: Positions,
     /// Frozen, adaptive or both.
     #[serde(default = "both")]
     pub knowledge: Vec<Knowledge>,
-    /// Rank of a learned edit.
+    /// Rank of a learned edit or of a subspace.
     #[serde(default = "two")]
     pub rank: usize,
     /// Pairs of request and affirmative answer that the adversary trains on (`mean-difference`, `ablation`: per class).
@@ -114,7 +170,7 @@ pub struct AttackSpec {
     /// Peak step size, decayed linearly to zero.
     #[serde(default = "paper_rate")]
     pub learning_rate: f64,
-    /// Strengths swept by `mean-difference`, in multiples of the mean residual norm.
+    /// Strengths swept, of either sign: in multiples of the mean residual norm, for `iti-heads` of a head's spread.
     #[serde(default)]
     pub coefficients: Vec<f64>,
     /// Search of a learned edit over its own settings; the row is the worst case.

@@ -5,22 +5,33 @@
 //! next-token distributions on refusals at those of the original, un-edited model (not at a fixed text: the original
 //! refuses in many ways, and a distribution has no floor above zero), and holds the clean model to the original on
 //! anchors. Every outer step takes several edits, of different blocks, in parallel.
+//!
+//! Refusals are also asked for *after the first tokens of a compliant answer* (Qi et al., "Safety Alignment Should Be Made
+//! More Than Just a Few Tokens Deep", 2024): else an edit only has to win the first token, and what the weights know about
+//! complying does the rest. An attacker then has to push every token, which a low rank can't.
 
 use std::collections::BTreeMap;
 
-use super::anchor::Anchors;
+use super::anchor::{Anchors, Asked};
 use super::spec::AdversarialSpec;
 use super::trainable::Trainable;
-use super::{DefenceData, StageOutcome};
+use super::{DefenceData, StageOutcome, UnitStore};
 use crate::Result;
 use crate::event::{Event, Observer};
 use crate::intervention::{Placed, Positions};
 use crate::math::seed::Stream;
+use crate::math::snapshot::Snapshot;
 use crate::model::Decoder;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
 
-/// Outer steps between two progress events.
+/// Outer steps between two progress events, each of which keeps the state.
 const REPORT_EVERY: usize = 20;
+
+/// Name of the kept state in the store.
+const STATE: &str = "adversarial/state";
+
+/// Share of clean hazards among the anchors.
+const CLEAN_HAZARDS: f64 = 0.25;
 
 /// The adversary of a joint defence: a pool of edits that learns along.
 pub trait PoolAdversary: Send {
@@ -29,12 +40,25 @@ pub trait PoolAdversary: Send {
     /// # Errors
     /// As the attack's.
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
+
+    /// Keeps everything that the next call of [`PoolAdversary::attack`] depends on.
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    fn save(&self, into: &mut Snapshot) -> Result<()>;
+
+    /// Goes back to what [`PoolAdversary::save`] kept of an adversary of the same settings.
+    ///
+    /// # Errors
+    /// When something is missing.
+    fn restore(&mut self, from: &Snapshot, decoder: &Decoder) -> Result<()>;
 }
 
 /// Trains adapters on `layers` of `decoder`.
 ///
 /// # Errors
-/// As [`Decoder::run`], and those of the adversary.
+/// As [`Decoder::run`], and those of the adversary and the store.
+#[expect(clippy::too_many_arguments, reason = "what a stage may see, each once")]
 pub fn run(
     spec: &AdversarialSpec,
     layers: &[usize],
@@ -43,66 +67,135 @@ pub fn run(
     adversary: &mut dyn PoolAdversary,
     seed: u64,
     observer: &dyn Observer,
+    store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let adapters = Trainable::fresh(decoder, layers, spec.rank, &mut Stream::new(seed, "adversarial/adapters"))?;
     let adapted = adapters.attach(decoder)?;
-    let hazards = Anchors::new(decoder, &data.hazards, data.pad)?;
     // Clean refusals are anchors too: what an edit may not change, its absence may not change either.
-    let everything: Vec<_> = data.anchors.iter().chain(&data.hazards).cloned().collect();
+    let everything: Vec<_> = data.hazards.iter().chain(&data.anchors).cloned().collect();
     let anchors = Anchors::new(decoder, &everything, data.pad)?;
-    let mut adam = AdamW::new(adapters.vars(), AdamSettings { clip: Some(1.0), ..AdamSettings::default() });
-    let mut draws = Stream::new(seed, "adversarial/batches");
-    let (mut attack_loss, mut anchor_loss) = (0.0, 0.0);
-    for step in 0..spec.steps {
+    let questions = Questions { spec, data };
+    let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
+    let mut run = Run {
+        step: 0,
+        adam: AdamW::new(adapters.vars(), settings),
+        draws: Stream::new(seed, "adversarial/batches"),
+        losses: [0.0; 2],
+    };
+    if let Some(kept) = store.get(STATE).and_then(|bytes| Snapshot::from_bytes(&bytes).ok()) {
+        run.restore(&kept)?;
+        adversary.restore(&kept, decoder)?;
+        observer.event(Event::Note(format!("adversarial: {} of {} steps are kept", run.step, spec.steps)));
+    }
+    while run.step < spec.steps {
         let frozen = adapted.merged()?;
-        let edits = adversary.attack(&frozen, step)?;
+        let edits = adversary.attack(&frozen, run.step)?;
         drop(frozen);
         let share = 1.0 / edits.len().max(1) as f64;
-        let batches: Vec<(Vec<usize>, Vec<usize>)> = edits
-            .iter()
-            .map(|_| {
-                let hazards = (0..spec.batch).map(|_| draws.below(hazards.count())).collect();
-                let benign = (0..spec.anchor_batch.div_ceil(edits.len().max(1)))
-                    .map(|_| anchor_row(&mut draws, data.anchors.len(), data.hazards.len()))
-                    .collect();
-                (hazards, benign)
-            })
-            .collect();
+        let batches: Vec<[Vec<Asked<'_>>; 2]> =
+            edits.iter().map(|_| questions.batches(edits.len(), &mut run.draws)).collect();
         // Odd shards are the anchors of the even one before them.
-        let (gradients, losses) = sharded_gradients(adam.vars(), 2 * edits.len(), |shard| {
-            let (hazard_rows, anchor_rows) = &batches[shard / 2];
+        let (gradients, losses) = sharded_gradients(run.adam.vars(), 2 * edits.len(), |shard| {
+            let [hazards, clean] = &batches[shard / 2];
             Ok(if shard % 2 == 0 {
-                (hazards.divergence(&adapted, hazard_rows, Some((&edits[shard / 2], Positions::All)))? * share)?
+                (anchors.divergence(&adapted, hazards, Some((&edits[shard / 2], Positions::All)))? * share)?
             } else {
-                (anchors.divergence(&adapted, anchor_rows, None)? * (share * spec.kl_weight))?
+                (anchors.divergence(&adapted, clean, None)? * (share * spec.kl_weight))?
             })
         })?;
-        let rate = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / spec.steps as f64).cos());
-        let warm = ((step + 1) as f64 / 20.0).min(1.0);
-        adam.step(&gradients, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
-        let decay = if step == 0 { 0.0 } else { 0.95 };
+        let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
+        let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
+        run.adam.step(&gradients, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
         let sum = |odd: usize| losses.iter().skip(odd).step_by(2).sum::<f64>();
-        attack_loss = decay * attack_loss + (1.0 - decay) * sum(0);
-        anchor_loss = decay * anchor_loss + (1.0 - decay) * sum(1) / spec.kl_weight.max(f64::MIN_POSITIVE);
-        if (step + 1) % REPORT_EVERY == 0 || step + 1 == spec.steps {
+        run.count([sum(0), sum(1) / spec.kl_weight.max(f64::MIN_POSITIVE)]);
+        if run.step % REPORT_EVERY == 0 || run.step == spec.steps {
+            let [attack, clean] = run.losses;
             observer.event(Event::UnitFinished {
                 stage: "adversarial".into(),
-                done: step + 1,
+                done: run.step,
                 units: spec.steps,
-                detail: format!("under attack {attack_loss:.3} nats, clean {anchor_loss:.4} nats from the original"),
+                detail: format!("under attack {attack:.3} nats, clean {clean:.4} nats from the original"),
             });
+            let mut kept = Snapshot::default();
+            run.save(&mut kept)?;
+            adversary.save(&mut kept)?;
+            store.put(STATE, &kept.to_bytes()?)?;
         }
     }
-    let figures =
-        BTreeMap::from([("kl_under_attack".to_owned(), attack_loss), ("kl_on_anchors".to_owned(), anchor_loss)]);
+    let [attack, clean] = run.losses;
+    let figures = BTreeMap::from([("kl_under_attack".to_owned(), attack), ("kl_on_anchors".to_owned(), clean)]);
     Ok(StageOutcome { adapters: adapters.export()?, blocks: Vec::new(), figures })
 }
 
-/// One anchor: a quarter of them clean hazards, which follow the `benign` others.
-fn anchor_row(draws: &mut Stream, benign: usize, hazards: usize) -> usize {
-    if benign == 0 || (hazards > 0 && draws.unit() < 0.25) {
-        benign + draws.below(hazards)
-    } else {
-        draws.below(benign)
+/// What changes from step to step.
+struct Run {
+    step: usize,
+    adam: AdamW,
+    draws: Stream,
+    /// Running means of the divergence under attack and of the clean one, nats per answer token.
+    losses: [f64; 2],
+}
+
+impl Run {
+    fn count(&mut self, losses: [f64; 2]) {
+        let decay = if self.step == 0 { 0.0 } else { 0.95 };
+        for (mean, loss) in self.losses.iter_mut().zip(losses) {
+            *mean = decay * *mean + (1.0 - decay) * loss;
+        }
+        self.step += 1;
+    }
+
+    fn save(&self, into: &mut Snapshot) -> Result<()> {
+        into.put("run/step", &self.step)?;
+        into.put("run/draws", &self.draws.position())?;
+        into.put("run/losses", &self.losses.map(f64::to_bits))?;
+        self.adam.save("run/adam", into)
+    }
+
+    fn restore(&mut self, from: &Snapshot) -> Result<()> {
+        self.step = from.get("run/step")?;
+        self.draws = self.draws.clone().at(from.get("run/draws")?);
+        self.losses = from.get::<[u64; 2]>("run/losses")?.map(f64::from_bits);
+        self.adam.restore("run/adam", from)
+    }
+}
+
+/// Draws batches: hazards come first among all dialogues, the other anchors after them.
+struct Questions<'a> {
+    spec: &'a AdversarialSpec,
+    data: &'a DefenceData,
+}
+
+impl<'a> Questions<'a> {
+    /// Hazards to be refused under one of `edits` edits, and its share of the anchors.
+    fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 2] {
+        let hazards = (0..self.spec.batch).map(|_| self.hazard(draws)).collect();
+        let clean = (0..self.spec.anchor_batch.div_ceil(edits.max(1)))
+            .map(|_| {
+                if self.data.anchors.is_empty() || draws.unit() < CLEAN_HAZARDS {
+                    self.hazard(draws)
+                } else {
+                    Asked::plainly(self.data.hazards.len() + draws.below(self.data.anchors.len()))
+                }
+            })
+            .collect();
+        [hazards, clean]
+    }
+
+    /// A hazard, now and then with the beginning of a compliant answer already given.
+    fn hazard(&self, draws: &mut Stream) -> Asked<'a> {
+        let row = draws.below(self.data.hazards.len());
+        if draws.unit() >= self.spec.begun {
+            return Asked::plainly(row);
+        }
+        let allowed = |name: &Option<String>| {
+            self.spec.openings.is_empty() || name.as_ref().is_some_and(|name| self.spec.openings.contains(name))
+        };
+        match self.data.compliant.get(row) {
+            Some(Some(compliant)) if allowed(&compliant.opening) && !compliant.answer.is_empty() => {
+                Asked { row, after: &compliant.answer[..1 + draws.below(compliant.answer.len())] }
+            }
+            _ => Asked::plainly(row),
+        }
     }
 }

@@ -8,6 +8,22 @@ use crate::intervention::{Placed, Positions};
 use crate::model::loss::{kl_divergence, log_probabilities};
 use crate::model::{Decoder, Hooks, TokenBatch};
 
+/// One dialogue of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Its number.
+    pub row: usize,
+    /// Tokens between prompt and answer that the original did not see.
+    pub after: &'a [u32],
+}
+
+impl Asked<'_> {
+    /// The dialogue as it is.
+    pub fn plainly(row: usize) -> Self {
+        Self { row, after: &[] }
+    }
+}
+
 /// Dialogues with the original decoder's final hidden states at their answers.
 ///
 /// Hidden states are kept instead of distributions: a row of the vocabulary is up to a thousand times longer, and one
@@ -44,24 +60,29 @@ impl<'a> Anchors<'a> {
         Ok(Self { original, dialogues, hidden, pad })
     }
 
-    /// Number of dialogues.
-    pub fn count(&self) -> usize {
-        self.dialogues.len()
-    }
-
     /// Mean nats per answer token of `KL(original, clean ‖ decoder under edit)` on the chosen dialogues; differentiable.
+    ///
+    /// Where tokens come between prompt and answer, the decoder answers after them as the original does without.
     ///
     /// # Errors
     /// As [`Decoder::run`].
-    pub fn divergence(&self, decoder: &Decoder, rows: &[usize], edit: Option<(&Placed, Positions)>) -> Result<Tensor> {
-        let batch = batch_of(self.dialogues, rows, self.pad);
+    pub fn divergence(
+        &self,
+        decoder: &Decoder,
+        rows: &[Asked<'_>],
+        edit: Option<(&Placed, Positions)>,
+    ) -> Result<Tensor> {
+        let prompt = |asked: &Asked<'_>| [&self.dialogues[asked.row].prompt, asked.after].concat();
+        let prompts: Vec<Vec<u32>> = rows.iter().map(prompt).collect();
+        let answers: Vec<Vec<u32>> = rows.iter().map(|asked| self.dialogues[asked.row].answer.clone()).collect();
+        let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
         let mut hooks = match edit {
             Some((edit, positions)) => Hooks::edit(edit, positions),
             None => Hooks::none(),
         };
         let hidden = decoder.hidden(&batch, &mut hooks, None)?;
         let (positions, _) = batch.answer_targets();
-        let states: Vec<&Tensor> = rows.iter().map(|row| &self.hidden[*row]).collect();
+        let states: Vec<&Tensor> = rows.iter().map(|asked| &self.hidden[asked.row]).collect();
         let states = Tensor::cat(&states, 0)?;
         let all: Vec<u32> = (0..positions.len() as u32).collect();
         let reference = log_probabilities(&self.original.logits_at(&states, &all)?)?;

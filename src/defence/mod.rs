@@ -23,10 +23,21 @@ pub use finetune::Dialogue;
 pub struct DefenceData {
     /// Hazardous requests with the answer of an aligned model.
     pub hazards: Vec<Dialogue>,
+    /// For each hazard the compliant answer that an attacker aims for, where the data has one.
+    pub compliant: Vec<Option<Compliant>>,
     /// Benign, twin, maths, copying and fact dialogues: the model must stay as it is here.
     pub anchors: Vec<Dialogue>,
     /// Id that fills padding.
     pub pad: u32,
+}
+
+/// A compliant answer to a hazard: a defence learns to leave it, an attacker to give it.
+#[derive(Debug, Clone)]
+pub struct Compliant {
+    /// Token ids, without an end.
+    pub answer: Vec<u32>,
+    /// Name of the way in which it opens, where the data names one.
+    pub opening: Option<String>,
 }
 
 /// What a local defence needs of an adversary: an edit of one block's input, and how well it works.

@@ -82,6 +82,11 @@ pub struct AdversarialSpec {
     pub anchor_batch: usize,
     /// Weight of the KL divergence to the original on anchors, per nat.
     pub kl_weight: f64,
+    /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
+    /// model must leave for a refusal.
+    pub begun: f64,
+    /// Whether every other life of a pool edit begins from an edit that was fitted on the un-hardened weights.
+    pub starts_from_base: bool,
     /// Openings whose answers the injected adversary aims for; empty: all. Attacks of a suite can use others.
     pub openings: Vec<String>,
 }
@@ -102,6 +107,8 @@ impl Default for AdversarialSpec {
             batch: 16,
             anchor_batch: 24,
             kl_weight: 4.0,
+            begun: 0.5,
+            starts_from_base: true,
             openings: vec![],
         }
     }

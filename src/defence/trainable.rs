@@ -30,14 +30,12 @@ pub struct Trainable {
 }
 
 impl Trainable {
-    /// Fresh adapters of `rank` on `layers` of `decoder`.
+    /// Fresh adapters of `rank` on `layers` of `decoder`; 0: of the full rank of each map.
     ///
     /// # Errors
-    /// When a layer does not exist or the rank is zero.
+    /// When a layer does not exist.
     pub fn fresh(decoder: &Decoder, layers: &[usize], rank: usize, stream: &mut Stream) -> Result<Self> {
-        if rank == 0 {
-            return Err(Error::usage("`rank`: expected at least 1, got 0"));
-        }
+        let rank = if rank == 0 { usize::MAX } else { rank };
         let mut slots = Vec::with_capacity(layers.len() * Module::ALL.len());
         for &layer in layers {
             if layer >= decoder.n_layers() {

@@ -24,12 +24,38 @@ pub enum Edit {
         /// `[rank, d_model]`, row by row.
         w2: Vec<f32>,
     },
-    /// `h + vector` at one block's input.
-    Add {
+    /// `h + upᵀ(down·h + bias)` at one block's input (LoReFT, DiReFT, LobiReFT).
+    Affine {
         /// Block whose input is edited.
         layer: usize,
-        /// `[d_model]`, in the units of the residual stream.
+        /// Rows of `up` and `down`, values of `bias`.
+        rank: usize,
+        /// `[rank, d_model]`, row by row.
+        up: Vec<f32>,
+        /// `[rank, d_model]`, row by row.
+        down: Vec<f32>,
+        /// `[rank]`.
+        bias: Vec<f32>,
+    },
+    /// `x + vector` at one site.
+    Add {
+        /// Where.
+        site: Site,
+        /// As wide as the site, in the units of its activation.
         vector: Vec<f32>,
+        /// Whether every token's norm is restored afterwards.
+        keep_norm: bool,
+    },
+    /// `a ← A·a + b` for every head's output at one block's `hook_z`.
+    Heads {
+        /// Block whose heads are edited.
+        layer: usize,
+        /// `A` of one head after the other, `[heads, head_dim, head_dim]`, row by row.
+        matrices: Vec<f32>,
+        /// `b` of one head after the other, `[heads, head_dim]`.
+        bias: Vec<f32>,
+        /// Number of heads.
+        heads: usize,
     },
     /// `x − BᵀBx` at every block's input, attention output and feed-forward output.
     Ablate {
@@ -37,6 +63,11 @@ pub enum Edit {
         basis: Vec<f32>,
         /// Number of rows.
         rank: usize,
+    },
+    /// Several edits at once, applied in their order.
+    Several {
+        /// The edits.
+        edits: Vec<Edit>,
     },
 }
 
@@ -54,18 +85,42 @@ pub enum Placed {
         /// `[rank, d_model]`.
         w2: Tensor,
     },
-    /// See [`Edit::Add`]; `[d_model]`.
-    Add {
+    /// See [`Edit::Affine`]; the tensors may be variables.
+    Affine {
         /// Block whose input is edited.
         layer: usize,
-        /// `[d_model]`.
+        /// `[rank, d_model]`.
+        up: Tensor,
+        /// `[rank, d_model]`.
+        down: Tensor,
+        /// `[rank]`.
+        bias: Tensor,
+    },
+    /// See [`Edit::Add`].
+    Add {
+        /// Where.
+        site: Site,
+        /// `[width]`.
         vector: Tensor,
+        /// Whether every token's norm is restored afterwards.
+        keep_norm: bool,
+    },
+    /// See [`Edit::Heads`].
+    Heads {
+        /// Block whose heads are edited.
+        layer: usize,
+        /// `[heads, head_dim, head_dim]`, transposed for `a·Aᵀ`.
+        transposed: Tensor,
+        /// `[heads · head_dim]`.
+        bias: Tensor,
     },
     /// See [`Edit::Ablate`]; `[rank, d_model]`.
     Ablate {
         /// Orthonormal rows.
         basis: Tensor,
     },
+    /// See [`Edit::Several`].
+    Several(Vec<Placed>),
 }
 
 impl Edit {
@@ -88,10 +143,34 @@ impl Edit {
             Self::LowRank { layer, rank, w1, w2 } => {
                 Placed::LowRank { layer: *layer, w1: matrix(w1, *rank)?, w2: matrix(w2, *rank)? }
             }
-            Self::Add { layer, vector } => {
-                Placed::Add { layer: *layer, vector: Tensor::from_slice(vector, vector.len(), device)? }
+            Self::Affine { layer, rank, up, down, bias } => Placed::Affine {
+                layer: *layer,
+                up: matrix(up, *rank)?,
+                down: matrix(down, *rank)?,
+                bias: Tensor::from_slice(bias, bias.len(), device)?,
+            },
+            Self::Add { site, vector, keep_norm } => Placed::Add {
+                site: *site,
+                vector: Tensor::from_slice(vector, vector.len(), device)?,
+                keep_norm: *keep_norm,
+            },
+            Self::Heads { layer, matrices, bias, heads } => {
+                let width = bias.len() / (*heads).max(1);
+                let shape = (*heads, width, width);
+                if *heads == 0 || bias.len() != heads * width || matrices.len() != bias.len() * width {
+                    let got = format!("expected {heads} square matrices, got {} values", matrices.len());
+                    return Err(Error::input("intervention", got));
+                }
+                Placed::Heads {
+                    layer: *layer,
+                    transposed: Tensor::from_slice(matrices, shape, device)?.transpose(1, 2)?.contiguous()?,
+                    bias: Tensor::from_slice(bias, bias.len(), device)?,
+                }
             }
             Self::Ablate { basis, rank } => Placed::Ablate { basis: matrix(basis, *rank)? },
+            Self::Several { edits } => {
+                Placed::Several(edits.iter().map(|edit| edit.place(device)).collect::<Result<_>>()?)
+            }
         })
     }
 }
@@ -107,8 +186,38 @@ impl Placed {
             Self::LowRank { layer, w1, w2 } => {
                 Edit::LowRank { layer: *layer, rank: w1.dim(0)?, w1: host_values(w1)?, w2: host_values(w2)? }
             }
-            Self::Add { layer, vector } => Edit::Add { layer: *layer, vector: host_values(vector)? },
+            Self::Affine { layer, up, down, bias } => Edit::Affine {
+                layer: *layer,
+                rank: up.dim(0)?,
+                up: host_values(up)?,
+                down: host_values(down)?,
+                bias: host_values(bias)?,
+            },
+            Self::Add { site, vector, keep_norm } => {
+                Edit::Add { site: *site, vector: host_values(vector)?, keep_norm: *keep_norm }
+            }
+            Self::Heads { layer, transposed, bias } => Edit::Heads {
+                layer: *layer,
+                matrices: host_values(&transposed.transpose(1, 2)?)?,
+                bias: host_values(bias)?,
+                heads: transposed.dim(0)?,
+            },
             Self::Ablate { basis } => Edit::Ablate { basis: host_values(basis)?, rank: basis.dim(0)? },
+            Self::Several(edits) => Edit::Several { edits: edits.iter().map(Self::edit).collect::<Result<_>>()? },
+        })
+    }
+}
+
+impl Placed {
+    /// Width of the activations that the edit acts on; absent: any.
+    fn width(&self) -> Result<Option<usize>> {
+        Ok(match self {
+            Self::Identity | Self::Several(_) => None,
+            Self::LowRank { w1, .. } => Some(w1.dim(1)?),
+            Self::Affine { up, .. } => Some(up.dim(1)?),
+            Self::Add { vector, .. } => Some(vector.dim(0)?),
+            Self::Heads { bias, .. } => Some(bias.dim(0)?),
+            Self::Ablate { basis } => Some(basis.dim(1)?),
         })
     }
 }
@@ -116,29 +225,48 @@ impl Placed {
 impl Intervention for Placed {
     fn apply(&self, site: Site, x: &Tensor) -> Result<Tensor> {
         let (batch, cols, width) = x.dims3()?;
-        let expected = match self {
-            Self::Identity => width,
-            Self::LowRank { w1, .. } => w1.dim(1)?,
-            Self::Add { vector, .. } => vector.dim(0)?,
-            Self::Ablate { basis } => basis.dim(1)?,
-        };
-        if expected != width {
+        if let Some(expected) = self.width()?.filter(|expected| *expected != width) {
             return Err(Error::input(
                 format!("intervention at {site}"),
                 format!("expected width {expected}, got {width}"),
             ));
         }
+        let flat = || x.reshape((batch * cols, width));
         Ok(match self {
             Self::Identity => x.clone(),
             Self::LowRank { w1, w2, .. } => {
-                let flat = x.reshape((batch * cols, width))?;
+                let flat = flat()?;
                 let coordinates = flat.matmul(&(w1 - w2)?.t()?)?;
                 (&flat + coordinates.matmul(w2)?)?.reshape((batch, cols, width))?
             }
-            Self::Add { vector, .. } => x.broadcast_add(vector)?,
+            Self::Affine { up, down, bias, .. } => {
+                let flat = flat()?;
+                let coordinates = flat.matmul(&down.t()?)?.broadcast_add(bias)?;
+                (&flat + coordinates.matmul(up)?)?.reshape((batch, cols, width))?
+            }
+            Self::Add { vector, keep_norm, .. } => {
+                let moved = x.broadcast_add(vector)?;
+                if *keep_norm {
+                    let norm = |x: &Tensor| x.sqr()?.sum_keepdim(2)?.sqrt();
+                    // A token that the vector moves to the origin exactly has no direction to scale.
+                    moved.broadcast_mul(&(norm(x)? / (norm(&moved)? + 1e-12)?)?)?
+                } else {
+                    moved
+                }
+            }
+            Self::Heads { transposed, bias, .. } => {
+                let (heads, size, _) = transposed.dims3()?;
+                let by_head = x.reshape((batch * cols, heads, size))?.transpose(0, 1)?.contiguous()?;
+                let mapped = by_head.matmul(transposed)?.transpose(0, 1)?.contiguous()?;
+                mapped.reshape((batch, cols, width))?.broadcast_add(bias)?
+            }
             Self::Ablate { basis } => {
-                let flat = x.reshape((batch * cols, width))?;
+                let flat = flat()?;
                 (&flat - flat.matmul(&basis.t()?)?.matmul(basis)?)?.reshape((batch, cols, width))?
+            }
+            Self::Several(edits) => {
+                let mut acting = edits.iter().filter(|edit| edit.acts_at(site));
+                acting.try_fold(x.clone(), |x, edit| edit.apply(site, &x))?
             }
         })
     }
@@ -146,8 +274,11 @@ impl Intervention for Placed {
     fn acts_at(&self, site: Site) -> bool {
         match self {
             Self::Identity => false,
-            Self::LowRank { layer, .. } | Self::Add { layer, .. } => site == Site::new(*layer, Point::ResidPre),
+            Self::LowRank { layer, .. } | Self::Affine { layer, .. } => site == Site::new(*layer, Point::ResidPre),
+            Self::Add { site: at, .. } => site == *at,
+            Self::Heads { layer, .. } => site == Site::new(*layer, Point::Z),
             Self::Ablate { .. } => matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut),
+            Self::Several(edits) => edits.iter().any(|edit| edit.acts_at(site)),
         }
     }
 }
@@ -196,9 +327,56 @@ mod tests {
         assert_eq!(edit.place(&Device::Cpu).unwrap().edit().unwrap(), edit);
     }
 
+    fn added(vector: Vec<f32>, keep_norm: bool) -> Edit {
+        Edit::Add { site: Site::new(0, Point::ResidPre), vector, keep_norm }
+    }
+
+    #[test]
+    fn an_affine_edit_without_bias_is_the_low_rank_one() {
+        let (w1, w2) = (vec![0.3_f32, -0.2, 0.9], vec![0.5_f32, 0.1, -0.4]);
+        let down = w1.iter().zip(&w2).map(|(a, b)| a - b).collect();
+        let site = Site::new(1, Point::ResidPre);
+        let affine = Edit::Affine { layer: 1, rank: 1, up: w2.clone(), down, bias: vec![0.0] };
+        let low_rank = Edit::LowRank { layer: 1, rank: 1, w1, w2 };
+        let [a, b] =
+            [affine, low_rank].map(|e| values(&e.place(&Device::Cpu).unwrap().apply(site, &stream()).unwrap()));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");
+    }
+
+    #[test]
+    fn a_norm_that_is_kept_is_kept() {
+        let edit = added(vec![2.0, -1.0, 0.5], true).place(&Device::Cpu).unwrap();
+        let moved = edit.apply(Site::new(0, Point::ResidPre), &stream()).unwrap();
+        let norm = |row: &[f32]| row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (before, after) in values(&stream()).chunks(3).zip(values(&moved).chunks(3)) {
+            assert!((norm(before) - norm(after)).abs() < 1e-5 && before != after);
+        }
+    }
+
+    #[test]
+    fn heads_are_mapped_one_by_one() {
+        // Two heads of two: the first is swapped, the second doubled, then one is added to the last.
+        let matrices = vec![0.0, 1.0, 1.0, 0.0, 2.0, 0.0, 0.0, 2.0];
+        let edit = Edit::Heads { layer: 0, matrices, bias: vec![0.0, 0.0, 0.0, 1.0], heads: 2 };
+        let placed = edit.place(&Device::Cpu).unwrap();
+        let x = Tensor::from_vec(vec![1.0_f32, 2.0, 3.0, 4.0], (1, 1, 4), &Device::Cpu).unwrap();
+        assert_eq!(values(&placed.apply(Site::new(0, Point::Z), &x).unwrap()), [2.0, 1.0, 6.0, 9.0]);
+        assert_eq!(placed.edit().unwrap(), edit);
+    }
+
+    #[test]
+    fn several_edits_act_each_where_it_belongs() {
+        let second = Edit::Add { site: Site::new(1, Point::ResidPre), vector: vec![1.0; 3], keep_norm: false };
+        let both = Edit::Several { edits: vec![added(vec![2.0; 3], false), second] }.place(&Device::Cpu).unwrap();
+        let sum =
+            |layer| values(&both.apply(Site::new(layer, Point::ResidPre), &stream()).unwrap()).iter().sum::<f32>();
+        assert_eq!(sum(0) - sum(1), 6.0);
+        assert!(!both.acts_at(Site::new(2, Point::ResidPre)));
+    }
+
     #[test]
     fn a_wrong_width_names_the_site() {
-        let edit = Edit::Add { layer: 0, vector: vec![1.0; 4] }.place(&Device::Cpu).unwrap();
+        let edit = added(vec![1.0; 4], false).place(&Device::Cpu).unwrap();
         let error = edit.apply(Site::new(0, Point::ResidPre), &stream()).unwrap_err().to_string();
         assert!(error.contains("blocks.0.hook_resid_pre") && error.contains("expected width 4, got 3"), "{error}");
     }

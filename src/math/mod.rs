@@ -1,6 +1,8 @@
-//! Arithmetic that everything else stands on: named random streams, floating-point mode, vectorised elementary
-//! functions and matrix products on plain slices. Knows nothing of models.
+//! Arithmetic that everything else stands on: named random streams, floating-point mode, matrix products on plain
+//! slices, and state that is kept bit for bit. Knows nothing of models.
 
 pub mod float;
 pub mod gemm;
+pub mod rows;
 pub mod seed;
+pub mod snapshot;

@@ -17,6 +17,18 @@ impl Stream {
         Self(ChaCha8Rng::from_seed(hash.finalize().into()))
     }
 
+    /// Numbers drawn so far, in words of the generator: where a resumed run goes on.
+    pub fn position(&self) -> u64 {
+        self.0.get_word_pos() as u64
+    }
+
+    /// The stream as it is at `position`.
+    #[must_use]
+    pub fn at(mut self, position: u64) -> Self {
+        self.0.set_word_pos(u128::from(position));
+        self
+    }
+
     /// Uniform in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
@@ -74,6 +86,14 @@ mod tests {
         assert_eq!(draw(1, "a"), draw(1, "a"));
         assert_ne!(draw(1, "a"), draw(1, "b"));
         assert_ne!(draw(1, "a"), draw(2, "a"));
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_it_was_left() {
+        let mut stream = Stream::new(1, "a");
+        stream.uniform(7, 1.0);
+        let mut resumed = Stream::new(1, "a").at(stream.position());
+        assert_eq!(resumed.uniform(5, 1.0), stream.uniform(5, 1.0));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, Storage, Tensor, Var};
 use rayon::prelude::*;
 
 use super::kernel::flat;
-use crate::Result;
+use crate::math::snapshot::Snapshot;
+use crate::{Error, Result};
 
 /// Gradients in the order of a variable list; `None` where the loss does not depend on the variable.
 pub type Gradients = Vec<Option<Tensor>>;
@@ -86,6 +87,47 @@ impl AdamW {
     /// The variables, in gradient order.
     pub fn vars(&self) -> &[Var] {
         &self.vars
+    }
+
+    /// Keeps variables, moments and step number under `name`.
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    pub fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
+        into.put(format!("{name}/step"), &self.step)?;
+        for (i, (var, moments)) in self.vars.iter().zip(&self.moments).enumerate() {
+            into.put_numbers(format!("{name}/{i}"), host_values(var.as_tensor())?);
+            if let Some((m, v)) = moments {
+                into.put_numbers(format!("{name}/{i}/m"), host_values(m)?);
+                into.put_numbers(format!("{name}/{i}/v"), host_values(v)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes back to what [`AdamW::save`] kept of an optimiser of the same variables.
+    ///
+    /// # Errors
+    /// When something is missing or of another size.
+    pub fn restore(&mut self, name: &str, from: &Snapshot) -> Result<()> {
+        self.step = from.get(&format!("{name}/step"))?;
+        for (i, (var, moments)) in self.vars.iter().zip(&mut self.moments).enumerate() {
+            let read = |suffix: &str| -> Result<Tensor> {
+                let name = format!("{name}/{i}{suffix}");
+                let numbers = from.numbers(&name)?;
+                if numbers.len() != var.elem_count() {
+                    let expected = format!("expected {} numbers, got {}", var.elem_count(), numbers.len());
+                    return Err(Error::input(format!("kept state, `{name}`"), expected));
+                }
+                Ok(Tensor::from_slice(numbers, var.shape(), var.device())?)
+            };
+            var.set(&read("")?)?;
+            *moments = match from.numbers(&format!("{name}/{i}/m")) {
+                Ok(_) => Some((read("/m")?, read("/v")?)),
+                Err(_) => None,
+            };
+        }
+        Ok(())
     }
 
     /// One step of size `rate` along `gradients`; returns the gradient's norm before clipping.
@@ -201,6 +243,29 @@ mod tests {
         }
         let found = x.as_tensor().to_vec1::<f32>().unwrap();
         assert!(found.iter().all(|v| v.abs() < 1e-2), "{found:?}");
+    }
+
+    #[test]
+    fn a_restored_optimiser_goes_on_with_the_same_bits() {
+        let start = |adam: &mut AdamW, steps: usize| {
+            for _ in 0..steps {
+                let x = adam.vars()[0].clone();
+                let (gradients, _) =
+                    sharded_gradients(adam.vars(), 1, |_| Ok(x.as_tensor().cos()?.sum_all()?)).unwrap();
+                adam.step(&gradients, 0.05).unwrap();
+            }
+        };
+        let fresh = || AdamW::new(vec![Var::new(&[0.5_f32, -1.5], &Device::Cpu).unwrap()], AdamSettings::default());
+        let mut whole = fresh();
+        start(&mut whole, 5);
+        let mut kept = Snapshot::default();
+        whole.save("x", &mut kept).unwrap();
+        start(&mut whole, 5);
+        let mut resumed = fresh();
+        resumed.restore("x", &kept).unwrap();
+        start(&mut resumed, 5);
+        let bits = |adam: &AdamW| host_values(adam.vars()[0].as_tensor()).unwrap();
+        assert_eq!(bits(&resumed), bits(&whole));
     }
 
     #[test]

@@ -5,9 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::bench::{Bench, Side, Subject, Units};
 use super::examiner::{Counts, Questions};
 use crate::attack::control::random_like;
-use crate::attack::direction::{ablation, mean_difference, means};
+use crate::attack::direction::{Classes, shared_ending};
+use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
-use crate::attack::spec::{AttackKind, AttackSpec, Search};
+use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
+use crate::attack::steering::Steering;
 use crate::intervention::Edit;
 use crate::math::seed::Stream;
 use crate::model::hooks::Intervention as _;
@@ -79,13 +81,13 @@ impl Range<'_, '_> {
         let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
         let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control));
         self.units.cached(&key, || {
-            let mut fitted = match (&cell.control_of, cell.spec.kind, searched) {
+            let mut fitted = match (&cell.control_of, cell.spec.kind.method(), searched) {
                 (Some(attack), ..) => self.control(cell, attack, subject, side)?,
-                (None, AttackKind::Noreft, Some(search)) => self.search(cell, search, subject, start)?,
-                (None, AttackKind::Noreft, None) => self.learn(cell, subject, side)?,
-                (None, AttackKind::MeanDifference, _) => self.sweep(cell, subject)?,
-                (None, AttackKind::Ablation, _) => self.choose_direction(cell, subject)?,
-                (None, AttackKind::Identity | AttackKind::Random, _) => found(Edit::Identity, 0),
+                (None, Method::Learned(form), Some(search)) => self.search(cell, form, search, subject, start)?,
+                (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
+                (None, Method::Swept, _) => self.sweep(cell, subject)?,
+                (None, Method::Projected, _) => self.choose_direction(cell, subject)?,
+                (None, Method::Control, _) => found(Edit::Identity, 0),
             };
             fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
             Ok(fitted)
@@ -104,20 +106,27 @@ impl Range<'_, '_> {
         })
     }
 
-    fn learn(&self, cell: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+    fn learn(&self, cell: &Cell, form: Form, subject: Subject<'_>, side: Side) -> Result<Fitted> {
         let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
-        let settings = learned(cell, cell.spec.learning_rate)?;
+        let settings = learned(cell, form, cell.spec.learning_rate);
         let found = fit(subject.decoder, &self.bench.attack, cell.spec.pairs, &settings, None, None, &mut stream)?;
         Ok(self::found(found.edit, found.gradient_evaluations as u64))
     }
 
     /// The worst case over the search's grid, chosen on the validation hazards; stops when all of them fall.
-    fn search(&self, cell: &Cell, search: &Search, subject: Subject<'_>, start: Option<&Edit>) -> Result<Fitted> {
+    fn search(
+        &self,
+        cell: &Cell,
+        form: Form,
+        search: &Search,
+        subject: Subject<'_>,
+        start: Option<&Edit>,
+    ) -> Result<Fitted> {
         let openings: Vec<Option<&str>> = match search.openings.as_slice() {
             [] => vec![None],
             named => named.iter().map(|name| Some(name.as_str())).collect(),
         };
-        let warm = start.filter(|edit| search.start_from_base && matches!(edit, Edit::LowRank { .. }));
+        let warm = start.filter(|_| search.start_from_base);
         let starts: Vec<Option<&Edit>> = [None].into_iter().chain(warm.map(Some)).collect();
         let mut grid = vec![];
         for seed in 0..search.seeds {
@@ -131,7 +140,7 @@ impl Range<'_, '_> {
         for (seed, opening, start, rate) in &grid {
             let from = if start.is_some() { "base edit" } else { "random" };
             let name = format!("{}/{rate:e}/{from}/{}/{seed}", place(cell, Side::Hardened), opening.unwrap_or("any"));
-            let settings = learned(cell, *rate)?;
+            let settings = learned(cell, form, *rate);
             let what = (subject.identity, settings_of(&settings), cell.spec.pairs, opening, start, seed);
             let candidate = self.units.cached(&self.bench.key(&format!("search/{name}"), &what), || {
                 let mut stream = Stream::new(self.bench.seed, &format!("attack/{name}"));
@@ -166,13 +175,13 @@ impl Range<'_, '_> {
 
     /// The strongest coefficient of either sign, chosen on the validation hazards.
     fn sweep(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let layer = one_layer(cell)?;
-        let means = &means(subject.decoder, &self.bench.attack, cell.spec.pairs)?[layer];
+        let steering =
+            Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
         let mut best: Option<(Candidate, f64)> = None;
         for coefficient in cell.spec.coefficients.iter().flat_map(|c| [-c, *c]) {
-            let edit = mean_difference(means, layer, coefficient)?;
+            let edit = steering.edit(coefficient);
             let candidate = self.candidate(cell, subject, edit, 0)?;
-            if best.as_ref().is_none_or(|(best, _)| rank(&candidate) > rank(best)) {
+            if best.as_ref().is_none_or(|(best, _)| order(&candidate) > order(best)) {
                 best = Some((candidate, coefficient));
             }
         }
@@ -182,20 +191,25 @@ impl Range<'_, '_> {
 
     /// The block whose direction, projected out everywhere, leaves fewest refusals, chosen on the validation hazards.
     fn choose_direction(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let means = means(subject.decoder, &self.bench.attack, cell.spec.pairs)?;
-        let mut best: Option<(Candidate, usize)> = None;
-        for &layer in &cell.layers {
-            // The embedding of the last token of a prompt is the same for all prompts: no direction there, no candidate.
-            let Ok(edit) = ablation(&means[layer]) else { continue };
-            let candidate = self.candidate(cell, subject, edit, 0)?;
-            if best.as_ref().is_none_or(|(best, _)| rank(&candidate) > rank(best)) {
-                best = Some((candidate, layer));
+        let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
+        let rank = if cell.spec.kind == AttackKind::SubspaceAblation { cell.spec.rank } else { 1 };
+        let mut best: Option<(Candidate, usize, usize)> = None;
+        for back in 0..shared_ending(data).max(1) {
+            let classes = Classes::collect(subject.decoder, data, pairs, Point::ResidPre, back)?;
+            for &layer in &cell.layers {
+                // The embedding of a token that ends all prompts is the same for all: no direction there, no candidate.
+                let Ok(edit) = classes[layer].projection(rank) else { continue };
+                let candidate = self.candidate(cell, subject, edit, 0)?;
+                if best.as_ref().is_none_or(|(best, ..)| order(&candidate) > order(best)) {
+                    best = Some((candidate, layer, back));
+                }
             }
         }
         let missing =
             || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
-        let (best, layer) = best.ok_or_else(missing)?;
-        Ok(Fitted { choice: format!("direction of block {layer}"), ..found(best.edit, 0) })
+        let (best, layer, back) = best.ok_or_else(missing)?;
+        let choice = format!("direction of block {layer}, {back} tokens before the prompt's last");
+        Ok(Fitted { choice, ..found(best.edit, 0) })
     }
 
     /// A random edit of the size of an attack's.
@@ -213,7 +227,7 @@ impl Range<'_, '_> {
 }
 
 /// More answers that are neither refused nor broken, then more of them on topic.
-fn rank(candidate: &Candidate) -> (u64, u64) {
+fn order(candidate: &Candidate) -> (u64, u64) {
     (candidate.counts.open, candidate.counts.successes)
 }
 
@@ -236,11 +250,11 @@ fn place(cell: &Cell, side: Side) -> String {
 #[must_use]
 pub fn name_of(spec: &AttackSpec) -> String {
     let mut parts = vec![kind_name(spec.kind).to_owned()];
-    let learned = spec.kind == AttackKind::Noreft;
-    if learned {
+    let learned = matches!(spec.kind.method(), Method::Learned(_));
+    if learned || spec.kind == AttackKind::SubspaceAblation {
         parts.push(format!("r{}", spec.rank));
     }
-    if !matches!(spec.kind, AttackKind::Identity | AttackKind::Random) {
+    if spec.kind.method() != Method::Control {
         parts.push(format!("p{}", spec.pairs));
     }
     if learned {
@@ -253,6 +267,9 @@ pub fn name_of(spec: &AttackSpec) -> String {
             None if spec.learning_rate != 4e-3 => parts.push(format!("lr{}", spec.learning_rate)),
             None => {}
         }
+        if spec.joint {
+            parts.push("joint".into());
+        }
     }
     parts.join(" ")
 }
@@ -262,8 +279,15 @@ pub fn name_of(spec: &AttackSpec) -> String {
 pub fn kind_name(kind: AttackKind) -> &'static str {
     match kind {
         AttackKind::Noreft => "noreft",
+        AttackKind::Loreft => "loreft",
+        AttackKind::Direft => "direft",
+        AttackKind::Lobireft => "lobireft",
         AttackKind::MeanDifference => "mean-difference",
+        AttackKind::PrincipalComponent => "principal-component",
+        AttackKind::InContextVector => "in-context-vector",
+        AttackKind::ItiHeads => "iti-heads",
         AttackKind::Ablation => "ablation",
+        AttackKind::SubspaceAblation => "subspace-ablation",
         AttackKind::Random => "random",
         AttackKind::Identity => "identity",
     }
@@ -275,20 +299,17 @@ fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
     AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, search: search.cloned(), ..spec.clone() }
 }
 
-fn one_layer(cell: &Cell) -> Result<usize> {
-    cell.layers.first().copied().ok_or_else(|| Error::input(&cell.name, "expected one block, got none"))
-}
-
-fn learned(cell: &Cell, learning_rate: f64) -> Result<Fit> {
+fn learned(cell: &Cell, form: Form, learning_rate: f64) -> Fit {
     let spec = &cell.spec;
-    Ok(Fit {
-        layer: one_layer(cell)?,
+    Fit {
+        form,
+        layers: cell.layers.clone(),
         rank: spec.rank,
         steps: steps(spec),
         batch: spec.batch,
         learning_rate,
         positions: spec.positions,
-    })
+    }
 }
 
 /// Optimiser steps of a learned edit.
@@ -298,12 +319,16 @@ pub fn steps(spec: &AttackSpec) -> usize {
 }
 
 fn settings_of(fit: &Fit) -> serde_json::Value {
-    serde_json::json!([fit.layer, fit.rank, fit.steps, fit.batch, fit.learning_rate, fit.positions])
+    serde_json::json!([fit.layers, fit.rank, fit.steps, fit.batch, fit.learning_rate, fit.positions])
 }
 
 /// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input.
 fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Result<Option<f64>> {
-    let (Edit::LowRank { layer, .. } | Edit::Add { layer, .. }) = edit else { return Ok(None) };
+    let layer = match edit {
+        Edit::LowRank { layer, .. } | Edit::Affine { layer, .. } => layer,
+        Edit::Add { site: Site { layer, point: Point::ResidPre }, .. } => layer,
+        _ => return Ok(None),
+    };
     let prompts = &questions.prompts[..questions.len().min(NORM_PROMPTS)];
     let batch = TokenBatch::prompts(prompts, super::examiner::PAD);
     let inputs = decoder.run(0..*layer, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;

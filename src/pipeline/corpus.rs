@@ -19,7 +19,7 @@ use super::examiner::{Examiner, PAD, Questions};
 use super::stage::StageData;
 use crate::attack::{AttackData, Pair};
 use crate::data::{Example, Kind, PromptSet, Split, builtin};
-use crate::defence::{DefenceData, Dialogue};
+use crate::defence::{Compliant, DefenceData, Dialogue};
 use crate::math::seed::Stream;
 use crate::model::prompt::PromptEncoder;
 use crate::{Error, Result};
@@ -102,8 +102,18 @@ impl Corpus<'_> {
                 })
                 .collect()
         };
+        let compliant = hazards.iter().filter(|row| row.answer.is_some()).map(|row| {
+            let Some(target) = &row.target else { return Ok(None) };
+            let answer = self.encoder.encode_answer(target, false)?;
+            Ok(Some(Compliant { answer, opening: row.opening.clone() }))
+        });
         Ok(StageData {
-            defence: DefenceData { hazards: dialogues(&hazards)?, anchors: dialogues(&anchors)?, pad: PAD },
+            defence: DefenceData {
+                compliant: compliant.collect::<Result<_>>()?,
+                hazards: dialogues(&hazards)?,
+                anchors: dialogues(&anchors)?,
+                pad: PAD,
+            },
             attack: self.adversary(Split::Train, &self.benign())?,
             validation: self.validation()?,
             examiner: examiner.clone(),

@@ -2,26 +2,30 @@
 //!
 //! For every block a few edits of different ranks and step sizes are kept warm: each use trains one a few steps further
 //! against the present weights, and after a number of uses it starts afresh, so that the defence meets both edits that have
-//! followed it for long and ones that come new.
+//! followed it for long and ones that come new. Every other life begins from an edit that was fitted on the un-hardened
+//! weights, which an attacker who has the base would start from.
 
 use rayon::prelude::*;
 
-use crate::attack::learned::{Learner, Prefix};
+use crate::attack::form::Form;
+use crate::attack::learned::{Fit, Learner, Prefix, fit, paper_steps};
 use crate::attack::{AttackData, Pair};
 use crate::defence::adversarial::PoolAdversary;
 use crate::defence::spec::AdversarialSpec;
-use crate::intervention::{Placed, Positions};
+use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
+use crate::math::snapshot::Snapshot;
 use crate::model::Decoder;
 use crate::{Error, Result};
+
+/// Pairs, pairs per step and step size of the edits that are fitted on the un-hardened weights: the paper's.
+const BASE_FIT: (usize, usize, f64) = (80, 10, 4e-3);
 
 /// Edits that learn along with the defence.
 pub struct Pool {
     spec: AdversarialSpec,
-    layers: Vec<usize>,
     pairs: Vec<Pair>,
     pad: u32,
-    seed: u64,
     members: Vec<Member>,
     order: Stream,
     queue: Vec<usize>,
@@ -33,7 +37,12 @@ struct Member {
     rank: usize,
     rate: f64,
     learner: Option<Learner>,
+    /// Uses in this life.
     uses: usize,
+    /// Lives begun, this one included.
+    lives: usize,
+    /// An edit fitted on the un-hardened weights.
+    base: Option<Edit>,
     stream: Stream,
 }
 
@@ -60,26 +69,15 @@ impl Pool {
                     rate: spec.inner_learning_rates[turn % spec.inner_learning_rates.len()],
                     learner: None,
                     uses: 0,
+                    // Neighbours in the pool begin in different ways.
+                    lives: number,
+                    base: None,
                     stream: Stream::new(seed, &format!("pool/block-{layer}/{number}")),
                 });
             }
         }
         let order = Stream::new(seed, "pool/order");
-        Ok(Self {
-            spec: spec.clone(),
-            layers: layers.to_vec(),
-            pairs,
-            pad: data.pad,
-            seed,
-            members,
-            order,
-            queue: vec![],
-        })
-    }
-
-    /// The random seed of this pool.
-    pub fn seed(&self) -> u64 {
-        self.seed
+        Ok(Self { spec: spec.clone(), pairs, pad: data.pad, members, order, queue: vec![] })
     }
 
     /// Members whose turn it is: every member once before any comes again.
@@ -100,29 +98,96 @@ impl Pool {
 }
 
 impl PoolAdversary for Pool {
-    fn attack(&mut self, decoder: &Decoder, _step: usize) -> Result<Vec<Placed>> {
+    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>> {
+        if step == 0 && self.spec.starts_from_base {
+            self.fit_base(decoder)?;
+        }
         let chosen = self.next();
         let (spec, pairs, pad) = (&self.spec, &self.pairs, self.pad);
-        debug_assert!(!self.layers.is_empty());
         let mut members: Vec<(usize, &mut Member)> =
             self.members.iter_mut().enumerate().filter(|(index, _)| chosen.contains(index)).collect();
         members.par_iter_mut().map(|(_, member)| member.improve(spec, decoder, pairs, pad)).collect()
     }
+
+    fn save(&self, into: &mut Snapshot) -> Result<()> {
+        into.put("pool/order", &(self.order.position(), &self.queue))?;
+        let mut members = self.members.iter().enumerate();
+        members.try_for_each(|(number, member)| member.save(&format!("pool/{number}"), into))
+    }
+
+    fn restore(&mut self, from: &Snapshot, decoder: &Decoder) -> Result<()> {
+        let position;
+        (position, self.queue) = from.get("pool/order")?;
+        self.order = self.order.clone().at(position);
+        let mut members = self.members.iter_mut().enumerate();
+        members.try_for_each(|(number, member)| member.restore(&format!("pool/{number}"), from, decoder))
+    }
+}
+
+impl Pool {
+    /// Fits every member's edit on weights that nothing has hardened yet.
+    fn fit_base(&mut self, decoder: &Decoder) -> Result<()> {
+        let (count, batch, learning_rate) = BASE_FIT;
+        let data = AttackData { pairs: self.pairs.clone(), harmless: vec![], pad: self.pad };
+        self.members.par_iter_mut().try_for_each(|member| {
+            let steps = paper_steps(count, batch);
+            let (layer, rank) = (member.layer, member.rank);
+            let (form, layers) = (Form::Noreft, vec![layer]);
+            let settings = Fit { form, layers, rank, steps, batch, learning_rate, positions: Positions::All };
+            member.base = Some(fit(decoder, &data, count, &settings, None, None, &mut member.stream)?.edit);
+            Ok(())
+        })
+    }
 }
 
 impl Member {
+    fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
+        into.put(format!("{name}/life"), &(self.uses, self.lives, self.stream.position()))?;
+        into.put(format!("{name}/alive"), &self.learner.is_some())?;
+        if let Some(Edit::LowRank { w1, w2, .. }) = &self.base {
+            into.put_numbers(format!("{name}/base/w1"), w1.clone());
+            into.put_numbers(format!("{name}/base/w2"), w2.clone());
+        }
+        match &self.learner {
+            Some(learner) => learner.save(name, into),
+            None => Ok(()),
+        }
+    }
+
+    fn restore(&mut self, name: &str, from: &Snapshot, decoder: &Decoder) -> Result<()> {
+        let position;
+        (self.uses, self.lives, position) = from.get(&format!("{name}/life"))?;
+        if let (Ok(w1), Ok(w2)) = (from.numbers(&format!("{name}/base/w1")), from.numbers(&format!("{name}/base/w2"))) {
+            let (w1, w2) = (w1.to_vec(), w2.to_vec());
+            self.base = Some(Edit::LowRank { layer: self.layer, rank: self.rank, w1, w2 });
+        }
+        self.learner = if from.get(&format!("{name}/alive"))? {
+            let mut learner = Learner::new(decoder, Form::Noreft, &[self.layer], self.rank, None, &mut self.stream)?;
+            learner.restore(name, from)?;
+            Some(learner)
+        } else {
+            None
+        };
+        self.stream = self.stream.clone().at(position);
+        Ok(())
+    }
+
     fn improve(&mut self, spec: &AdversarialSpec, decoder: &Decoder, pairs: &[Pair], pad: u32) -> Result<Placed> {
         if self.uses >= spec.restart_after {
             (self.learner, self.uses) = (None, 0);
         }
-        let first = self.uses == 0;
-        self.uses += 1;
+        let mut steps = spec.inner_steps;
         let mut learner = match self.learner.take() {
             Some(learner) => learner,
-            None => Learner::new(decoder, self.layer, self.rank, None, &mut self.stream)?,
+            None => {
+                self.lives += 1;
+                let start = self.base.as_ref().filter(|_| self.lives.is_multiple_of(2));
+                // An edit from nothing does nothing yet; it is worth resisting only after some more steps.
+                steps *= if start.is_some() { 1 } else { spec.warm_up };
+                Learner::new(decoder, Form::Noreft, &[self.layer], self.rank, start, &mut self.stream)?
+            }
         };
-        // A fresh edit does nothing yet; it is worth resisting only after some more steps.
-        let steps = if first { spec.inner_steps * spec.warm_up } else { spec.inner_steps };
+        self.uses += 1;
         let rows: Vec<&Pair> = (0..2 * spec.batch).map(|_| &pairs[self.stream.below(pairs.len())]).collect();
         let prefix = Prefix::new(decoder, self.layer, &rows, pad)?;
         for _ in 0..steps {

@@ -4,6 +4,7 @@ use super::examiner::{Examiner, Questions};
 use super::pool::Pool;
 use crate::Result;
 use crate::attack::AttackData;
+use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::EtSpec;
 use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, adversarial, et};
@@ -53,7 +54,7 @@ pub fn run_stage(
         Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
         Stage::Adversarial(spec, _) => {
             let mut pool = Pool::new(spec, layers, &data.attack, seed)?;
-            adversarial::run(spec, layers, decoder, &data.defence, &mut pool, seed, observer)
+            adversarial::run(spec, layers, decoder, &data.defence, &mut pool, seed, observer, store)
         }
     }
 }
@@ -68,7 +69,8 @@ struct PaperAdversary<'a> {
 impl Adversary for PaperAdversary<'_> {
     fn fit(&self, decoder: &Decoder, layer: usize, attempt: usize) -> Result<Edit> {
         let settings = Fit {
-            layer,
+            form: Form::Noreft,
+            layers: vec![layer],
             rank: self.spec.attack_rank,
             steps: paper_steps(self.spec.attack_pairs, PAPER_BATCH),
             batch: PAPER_BATCH,

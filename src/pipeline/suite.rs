@@ -14,7 +14,7 @@ use super::bench::{Bench, Side, Subject, Units};
 use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
 use super::examiner::Counts;
 use crate::Result;
-use crate::attack::spec::{AttackKind, AttackSpec, Knowledge};
+use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Method};
 use crate::event::{Event, Observer};
 use crate::intervention::Positions;
 use crate::recipe::{Suite, layers};
@@ -56,11 +56,13 @@ impl Grid {
         for (row, spec) in suite.attacks.iter().enumerate() {
             let blocks = layers::resolve(&spec.layers, n_layers, &format!("suite.attacks.{row}.layers"))?;
             let places: Vec<Vec<usize>> = match spec.kind {
-                AttackKind::Ablation => vec![blocks],
+                kind if kind.acts_on_all() || spec.joint => vec![blocks],
                 _ => blocks.into_iter().map(|block| vec![block]).collect(),
             };
             let mut name = match spec.kind {
-                AttackKind::Ablation if places[0].len() > 1 => format!("{} best of {}", name_of(spec), places[0].len()),
+                kind if kind.method() == Method::Projected && places[0].len() > 1 => {
+                    format!("{} best of {}", name_of(spec), places[0].len())
+                }
                 AttackKind::Random => format!("random r{} p{}", spec.rank, spec.pairs),
                 _ => name_of(spec),
             };
@@ -80,16 +82,17 @@ impl Grid {
                         seed,
                         control_of: None,
                     };
-                    match spec.kind {
-                        AttackKind::Random => grid.controls.push(of_learned(cell)),
-                        AttackKind::Identity => grid.controls.push(cell),
-                        AttackKind::Ablation | AttackKind::MeanDifference => {
-                            if wants_random {
+                    match (spec.kind, spec.kind.method()) {
+                        (AttackKind::Random, _) => grid.controls.push(of_learned(cell)),
+                        (_, Method::Control) => grid.controls.push(cell),
+                        // The `random` row itself is the control of the paper's attack.
+                        (AttackKind::Noreft, _) if !spec.joint => grid.attacks.push(cell),
+                        _ => {
+                            if wants_random && cell.seed == 0 {
                                 grid.controls.push(like(&cell));
                             }
                             grid.attacks.push(cell);
                         }
-                        AttackKind::Noreft => grid.attacks.push(cell),
                     }
                 }
             }
@@ -250,14 +253,14 @@ fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
 fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let (first, spec) = (group[0], &group[0].cell.spec);
     let control = matches!(spec.kind, AttackKind::Random | AttackKind::Identity);
-    let learned = spec.kind == AttackKind::Noreft;
+    let learned = matches!(spec.kind.method(), Method::Learned(_));
     let pairs = match spec.kind {
         AttackKind::Identity | AttackKind::Random => 0,
         _ => spec.pairs.min(bench.attack.pairs.len()),
     };
     let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
     let place = match spec.kind {
-        AttackKind::Ablation => String::new(),
+        kind if kind.acts_on_all() || spec.joint => String::new(),
         _ => format!(" --block {}", ranges(&first.cell.layers)),
     };
     AttackRow {
@@ -272,10 +275,10 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         budget: Budget {
             pairs: pairs as u64,
             steps: if learned { steps(spec) as u64 } else { 0 },
-            rank: match spec.kind {
-                AttackKind::Noreft | AttackKind::Random => spec.rank as u64,
-                AttackKind::Ablation | AttackKind::MeanDifference => 1,
-                AttackKind::Identity => 0,
+            rank: match (spec.kind, spec.kind.method()) {
+                (AttackKind::Random | AttackKind::SubspaceAblation, _) | (_, Method::Learned(_)) => spec.rank as u64,
+                (_, Method::Swept | Method::Projected) => 1,
+                (_, Method::Control) => 0,
             },
             relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
             gradient_evaluations: group.iter().map(|m| m.fitted.gradient_evaluations).sum(),

@@ -7,7 +7,7 @@ use super::raw::RawRecipe;
 use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, Match, Recipe, SCHEMA_VERSION, Suite, layers};
-use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Search};
+use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
 use crate::defence::spec::{AdversarialSpec, EtSpec};
 use crate::error::{Error, Result};
 use crate::report::{AsrBound, Thresholds};
@@ -318,7 +318,7 @@ fn read_thresholds(value: &Value, problems: &mut Problems) -> Option<Thresholds>
 
 /// A bound on rows that the suite does not have could never be decided.
 fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) {
-    let is_control = |attack: &&AttackSpec| matches!(attack.kind, AttackKind::Random | AttackKind::Identity);
+    let is_control = |attack: &&AttackSpec| attack.kind.method() == Method::Control;
     let has = |knowledge| suite.attacks.iter().filter(|a| !is_control(a)).any(|a| a.knowledge.contains(&knowledge));
     let nothing = |what: &str| format!("bounds {what}, but `suite.attacks` has none");
     if thresholds.frozen_asr.gates() && !has(Knowledge::Frozen) {
@@ -365,6 +365,7 @@ impl Checked for AdversarialSpec {
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
+        problems.within(at, "begun", self.begun, 1.0);
         rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
         if self.ranks.is_empty() {
             problems.add(join(at, "ranks"), "expected one rank at least, got an empty list");
@@ -392,22 +393,27 @@ impl Checked for AttackSpec {
         if self.knowledge.iter().enumerate().any(|(i, k)| self.knowledge[..i].contains(k)) {
             problems.add(join(at, "knowledge"), "names the same twice");
         }
-        if self.kind == AttackKind::MeanDifference && self.coefficients.is_empty() {
-            problems.add(
-                join(at, "coefficients"),
-                "expected one strength at least for `mean-difference`, in multiples of the mean residual norm",
-            );
+        if self.kind.method() == Method::Swept && self.coefficients.is_empty() {
+            let unit = match self.kind {
+                AttackKind::ItiHeads => "in multiples of a head's spread",
+                _ => "in multiples of the mean residual norm",
+            };
+            problems.add(join(at, "coefficients"), format!("expected one strength at least, {unit}"));
         }
-        if self.kind != AttackKind::MeanDifference && !self.coefficients.is_empty() {
-            problems.add(join(at, "coefficients"), "only `mean-difference` sweeps strengths");
+        if self.kind.method() != Method::Swept && !self.coefficients.is_empty() {
+            problems.add(join(at, "coefficients"), "this kind of attack sweeps no strengths");
+        }
+        let learned = matches!(self.kind.method(), Method::Learned(_));
+        if self.joint && !learned {
+            problems.add(join(at, "joint"), "only learned edits have a joint form");
         }
         for (i, value) in self.coefficients.iter().enumerate() {
             problems.positive(&join(at, "coefficients"), &i.to_string(), value.abs(), 1e4);
         }
         if let Some(search) = &self.search {
             let at = join(at, "search");
-            if self.kind != AttackKind::Noreft {
-                problems.add(&at, "only a learned edit (`noreft`) is searched");
+            if !learned {
+                problems.add(&at, "only learned edits are searched");
             }
             rates(&at, "learning_rates", &search.learning_rates, problems);
             problems.count(&at, "seeds", search.seeds, 1, MAX_COUNT);

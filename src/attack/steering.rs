@@ -1,0 +1,190 @@
+//! Attacks by added vectors: found from activations without any gradient, at a strength that is swept.
+//!
+//! *Sources*: `mean-difference`: contrastive activation addition (ActAdd, CAA); `principal-component`: representation
+//! engineering's control vectors; `in-context-vector`: Safety Arithmetic (2024), whose norm-preserving vector is applied
+//! with either sign; `iti-heads`: Li et al. 2023, "Inference-Time Intervention", aimed away from refusal.
+
+use super::AttackData;
+use super::direction::Classes;
+use super::spec::AttackKind;
+use crate::intervention::Edit;
+use crate::math::rows::principal;
+use crate::model::{Decoder, Point, Site};
+use crate::{Error, Result};
+
+/// Heads that `iti-heads` shifts at most.
+const MAX_HEADS: usize = 48;
+
+/// Vectors by site whose common strength is still open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Steering {
+    vectors: Vec<(Site, Vec<f32>)>,
+    keep_norm: bool,
+}
+
+impl Steering {
+    /// Finds the vectors of an attack of `kind` on `layers` from `pairs` prompts of each class.
+    ///
+    /// # Errors
+    /// When the classes do not differ at any of the blocks, or `kind` is no such attack.
+    pub fn find(
+        kind: AttackKind,
+        layers: &[usize],
+        decoder: &Decoder,
+        data: &AttackData,
+        pairs: usize,
+    ) -> Result<Self> {
+        let point = if kind == AttackKind::ItiHeads { Point::Z } else { Point::ResidPre };
+        let classes: Vec<Classes> = Classes::collect(decoder, data, pairs, point, 0)?
+            .into_iter()
+            .filter(|classes| layers.contains(&classes.site.layer))
+            .collect();
+        let differ = |classes: &&Classes| classes.direction().is_ok();
+        let vectors: Vec<(Site, Vec<f32>)> = match kind {
+            AttackKind::MeanDifference => {
+                let scaled = |c: &Classes| Ok((c.site, scale(&c.direction()?, c.norm())));
+                classes.iter().map(scaled).collect::<Result<_>>()?
+            }
+            AttackKind::PrincipalComponent => classes
+                .iter()
+                .filter(differ)
+                .map(|c| (c.site, scale(&principal(&c.pair_differences(), c.width, 1), c.norm())))
+                .collect(),
+            AttackKind::InContextVector => classes
+                .iter()
+                .filter(differ)
+                .map(|c| {
+                    let differences = c.pair_differences();
+                    let mut component = principal(&differences, c.width, 1);
+                    let mean = c.difference();
+                    // A component has no sign of its own: it takes the mean's, and its length.
+                    let along: f32 = component.iter().zip(&mean).map(|(a, b)| a * b).sum();
+                    component.iter_mut().zip(&mean).for_each(|(v, m)| *v = *v * along + m);
+                    let length = component.iter().map(|v| v * v).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+                    (c.site, scale(&component, c.norm() / f64::from(length)))
+                })
+                .collect(),
+            AttackKind::ItiHeads => heads(&classes, decoder.blueprint().n_heads),
+            other => return Err(Error::input(format!("{other:?}"), "expected an attack by added vectors")),
+        };
+        if vectors.is_empty() {
+            return Err(Error::input(
+                "class activations",
+                "expected a difference between hazardous and harmless prompts at one block at least, got none",
+            ));
+        }
+        Ok(Self { vectors, keep_norm: kind == AttackKind::InContextVector })
+    }
+
+    /// The edit of strength `coefficient`: negative ones push hazards towards the harmless side.
+    #[must_use]
+    pub fn edit(&self, coefficient: f64) -> Edit {
+        let mut edits: Vec<Edit> = self
+            .vectors
+            .iter()
+            .map(|(site, vector)| Edit::Add {
+                site: *site,
+                vector: scale(vector, coefficient),
+                keep_norm: self.keep_norm,
+            })
+            .collect();
+        if edits.len() == 1 { edits.remove(0) } else { Edit::Several { edits } }
+    }
+}
+
+fn scale(vector: &[f32], factor: f64) -> Vec<f32> {
+    vector.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
+}
+
+/// One head's probe: how well the classes part along the difference of their means.
+struct Probe {
+    block: usize,
+    head: usize,
+    accuracy: f64,
+    /// The unit difference, times the spread of both classes along it.
+    shift: Vec<f32>,
+}
+
+/// Shifts of the heads that part the classes best: at most a quarter of all.
+fn heads(classes: &[Classes], n_heads: usize) -> Vec<(Site, Vec<f32>)> {
+    let mut probes: Vec<Probe> = classes
+        .iter()
+        .enumerate()
+        .flat_map(|(block, classes)| (0..n_heads).filter_map(move |head| probe(classes, block, head, n_heads)))
+        .collect();
+    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy));
+    probes.truncate(MAX_HEADS.min((classes.len() * n_heads).div_ceil(4)));
+    let mut vectors = vec![];
+    for (block, classes) in classes.iter().enumerate() {
+        let mut vector = vec![0.0; classes.width];
+        for probe in probes.iter().filter(|probe| probe.block == block) {
+            let from = probe.head * classes.width / n_heads;
+            vector[from..from + probe.shift.len()].copy_from_slice(&probe.shift);
+        }
+        if vector.iter().any(|v| *v != 0.0) {
+            vectors.push((classes.site, vector));
+        }
+    }
+    vectors
+}
+
+/// The direction comes from the even rows, its accuracy from the odd ones.
+fn probe(classes: &Classes, block: usize, head: usize, n_heads: usize) -> Option<Probe> {
+    let size = classes.width / n_heads;
+    let part = |rows: &[f32], parity: usize| -> Vec<Vec<f64>> {
+        let rows = rows.chunks_exact(classes.width).skip(parity).step_by(2);
+        rows.map(|row| row[head * size..(head + 1) * size].iter().map(|v| f64::from(*v)).collect()).collect()
+    };
+    let mean = |rows: &[Vec<f64>]| -> Vec<f64> {
+        (0..size).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len().max(1) as f64).collect()
+    };
+    let (a, b) = (mean(&part(&classes.hazard, 0)), mean(&part(&classes.harmless, 0)));
+    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+    let length = difference.iter().map(|v| v * v).sum::<f64>().sqrt();
+    if !length.is_normal() {
+        return None;
+    }
+    let unit: Vec<f64> = difference.iter().map(|v| v / length).collect();
+    let along = |row: &[f64]| row.iter().zip(&unit).map(|(a, b)| a * b).sum::<f64>();
+    let threshold = (along(&a) + along(&b)) / 2.0;
+    let (hazard, harmless) = (part(&classes.hazard, 1), part(&classes.harmless, 1));
+    let right = hazard.iter().filter(|row| along(row) > threshold).count()
+        + harmless.iter().filter(|row| along(row) <= threshold).count();
+    let all = hazard.len() + harmless.len();
+    let values: Vec<f64> = hazard.iter().chain(&harmless).map(|row| along(row)).collect();
+    let centre = values.iter().sum::<f64>() / all.max(1) as f64;
+    let spread = (values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / all.max(1) as f64).sqrt();
+    let shift = unit.iter().map(|v| (v * spread) as f32).collect();
+    Some(Probe { block, head, accuracy: right as f64 / all.max(1) as f64, shift })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::seed::Stream;
+
+    #[test]
+    fn the_head_that_parts_the_classes_is_found() {
+        // Two heads of four; only the second one's first unit knows the class.
+        let mut stream = Stream::new(2, "heads");
+        let mut rows = |class: f32| -> Vec<f32> {
+            let noise: Vec<f32> = stream.gaussian(40 * 8, 0.3);
+            noise.iter().enumerate().map(|(i, v)| if i % 8 == 4 { v + class } else { *v }).collect()
+        };
+        let classes = Classes { site: Site::new(0, Point::Z), width: 8, hazard: rows(1.0), harmless: rows(-1.0) };
+        let found = heads(&[classes], 2);
+        assert_eq!(found.len(), 1);
+        let vector = &found[0].1;
+        assert!(vector[..4].iter().all(|v| *v == 0.0), "{vector:?}");
+        assert!(vector[4] > 0.5 && vector[5..].iter().all(|v| v.abs() < vector[4] / 2.0), "{vector:?}");
+    }
+
+    #[test]
+    fn strength_scales_every_vector() {
+        let site = |layer| Site::new(layer, Point::ResidPre);
+        let steering =
+            Steering { vectors: vec![(site(0), vec![1.0, 0.0]), (site(1), vec![0.0, 2.0])], keep_norm: true };
+        let Edit::Several { edits } = steering.edit(-0.5) else { panic!("two edits") };
+        assert_eq!(edits[1], Edit::Add { site: site(1), vector: vec![-0.0, -1.0], keep_norm: true });
+    }
+}
