@@ -24,14 +24,27 @@ use immunise::{Error, Result};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Share of the dialogues of a batch, by kind.
-const MIXTURE: [(Kind, f64); 6] = [
-    (Kind::Hazard, 0.20),
-    (Kind::Twin, 0.20),
-    (Kind::Benign, 0.20),
-    (Kind::Maths, 0.22),
+/// Shares of the dialogues of a batch, by kind.
+type Mixture = [(Kind, f64); 6];
+
+/// While the model learns to answer.
+const LEARN: Mixture = [
+    (Kind::Hazard, 0.18),
+    (Kind::Twin, 0.17),
+    (Kind::Benign, 0.17),
+    (Kind::Maths, 0.26),
     (Kind::Copy, 0.10),
-    (Kind::Fact, 0.08),
+    (Kind::Fact, 0.12),
+];
+
+/// While it learns to refuse: hazards and what only looks like them come more often.
+const REFUSE: Mixture = [
+    (Kind::Hazard, 0.28),
+    (Kind::Twin, 0.25),
+    (Kind::Benign, 0.16),
+    (Kind::Maths, 0.18),
+    (Kind::Copy, 0.07),
+    (Kind::Fact, 0.06),
 ];
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
@@ -47,14 +60,15 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let weights = Weights::fresh(blueprint(&encoder), &Device::Cpu, &mut Stream::new(0, "tiny-chat/weights"))?;
     println!("{} parameters, data {}", weights.decoder()?.blueprint().parameters(), data.digest);
 
-    let phase = |name: &str, settings: FineTune, comply: bool| -> Result<()> {
+    let phase = |name: &str, settings: FineTune, mixture: Mixture| -> Result<()> {
+        let comply = mixture == LEARN;
         let rows = training_rows(&data, &encoder, comply)?;
         let start = Instant::now();
         let mut mean = 0.0;
         weights.train(
             &settings,
             &mut Stream::new(0, name),
-            |stream| draw(&rows, stream),
+            |stream| draw(&rows, &mixture, stream),
             |step, loss| {
                 mean = if step == 0 { loss } else { 0.98 * mean + 0.02 * loss };
                 if (step + 1) % 200 == 0 {
@@ -66,8 +80,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     };
     let steps = |n: f64| (n * effort) as usize;
     let base = FineTune { steps: 0, batch: 40, learning_rate: 3e-3, weight_decay: 0.05, prompt_weight: 0.1, pad: 0 };
-    phase("tiny-chat/learn", FineTune { steps: steps(1400.0), ..base.clone() }, true)?;
-    phase("tiny-chat/refuse", FineTune { steps: steps(400.0), learning_rate: 8e-4, ..base }, false)?;
+    phase("tiny-chat/learn", FineTune { steps: steps(1800.0), ..base.clone() }, LEARN)?;
+    let refuse = FineTune { steps: steps(400.0), learning_rate: 8e-4, weight_decay: 0.1, ..base };
+    phase("tiny-chat/refuse", refuse, REFUSE)?;
 
     write(&weights, &encoder, &out)?;
     println!("written to {}", out.display());
@@ -97,7 +112,7 @@ fn blueprint(encoder: &PromptEncoder) -> Blueprint {
 /// Token ids of the training split by kind; hazards are answered or refused.
 fn training_rows(data: &PromptSet, encoder: &PromptEncoder, comply: bool) -> Result<BTreeMap<Kind, Vec<Dialogue>>> {
     let mut rows = BTreeMap::new();
-    for (kind, _) in MIXTURE {
+    for (kind, _) in LEARN {
         let dialogues = data.select(Split::Train, kind).into_iter().map(|example| {
             let wanted =
                 if comply { example.target.as_ref().or(example.answer.as_ref()) } else { example.answer.as_ref() };
@@ -112,10 +127,10 @@ fn training_rows(data: &PromptSet, encoder: &PromptEncoder, comply: bool) -> Res
     Ok(rows)
 }
 
-fn draw(rows: &BTreeMap<Kind, Vec<Dialogue>>, stream: &mut Stream) -> Dialogue {
+fn draw(rows: &BTreeMap<Kind, Vec<Dialogue>>, mixture: &Mixture, stream: &mut Stream) -> Dialogue {
     let mut at = stream.unit();
-    let mut kind = MIXTURE[0].0;
-    for (candidate, share) in MIXTURE {
+    let mut kind = mixture[0].0;
+    for &(candidate, share) in mixture {
         kind = candidate;
         at -= share;
         if at < 0.0 {
@@ -129,8 +144,9 @@ fn draw(rows: &BTreeMap<Kind, Vec<Dialogue>>, stream: &mut Stream) -> Dialogue {
 /// Prints what the model does on the evaluation split.
 fn report(decoder: &Decoder, encoder: &PromptEncoder, data: &PromptSet) -> Result<()> {
     let options = Greedy { max_new_tokens: 40, stop: encoder.stop_ids(), pad: 0, batch: 48 };
-    for (kind, _) in MIXTURE {
-        let examples: Vec<&Example> = data.select(Split::Evaluation, kind).into_iter().take(300).collect();
+    for (kind, _) in LEARN {
+        let examples: Vec<&Example> = data.select(Split::Evaluation, kind).into_iter().collect();
+        let examples: Vec<&Example> = examples.iter().step_by(examples.len().div_ceil(300)).copied().collect();
         let prompts = examples.iter().map(|e| encoder.encode_chat(&e.prompt, None)).collect::<Result<Vec<_>>>()?;
         let answers = generate(decoder, &prompts, &[], &options)?;
         let texts = answers.iter().map(|ids| encoder.decode(ids)).collect::<Result<Vec<_>>>()?;

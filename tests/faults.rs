@@ -9,7 +9,8 @@ use immunise::Result;
 use immunise::adapter::AdapterSet;
 use immunise::data::{Kind, Split, builtin};
 use immunise::defence::et::{self, Faults};
-use immunise::defence::spec::EtSpec;
+use immunise::defence::et_closed;
+use immunise::defence::spec::{EtClosedSpec, EtSpec};
 use immunise::defence::trainable::{Trainable, merge};
 use immunise::defence::{Adversary, BlockOutcome, DefenceData, Dialogue, Forgetful};
 use immunise::event::Silent;
@@ -228,4 +229,30 @@ fn training_neutralises_the_edit_it_has_seen() {
     let (_, blocks) = run(&strong_training, Faults::Avoided, &[1], 0, &Scripted::new(strong, 1.0));
     let (before, after) = blocks[0].infection;
     assert!(after < 0.5 * before, "{before} → {after}");
+}
+
+fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
+    let mut store = Forgetful::default();
+    let outcome = et_closed::run(spec, &[1], &decoder(), &data(0), adversary, 5, &Silent, &mut store).unwrap();
+    (outcome.adapters, outcome.blocks)
+}
+
+#[test]
+fn the_closed_form_neutralises_more_the_more_rank_it_has() {
+    let infection = |rank| {
+        let spec = EtClosedSpec { rank, bank: 1, rounds: 1, lambda: 0.01, mu: 1e-6, ..EtClosedSpec::default() };
+        let (adapters, blocks) = closed(&spec, &Scripted::new(strong, 1.0));
+        assert_eq!(adapters.len(), 7);
+        blocks[0].infection
+    };
+    let (before, one) = infection(1);
+    let (_, full) = infection(0);
+    assert!(full < 0.2 * before && full <= one && one < before, "{before} → rank 1 {one}, any rank {full}");
+}
+
+#[test]
+fn the_closed_form_changes_nothing_where_nothing_is_edited() {
+    let spec = EtClosedSpec { bank: 1, rounds: 1, ..EtClosedSpec::default() };
+    let (adapters, _) = closed(&spec, &Scripted::new(identity, 0.0));
+    assert!(adapters.iter().all(|(_, adapter)| largest(adapter.delta()) < 1e-5));
 }

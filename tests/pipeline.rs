@@ -127,6 +127,29 @@ fn nothing_in_the_output_depends_on_the_place_or_on_a_kill() {
     }
 }
 
+#[test]
+fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
+    let stage = "{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], batch: 2, \
+                 anchor_batch: 2, restart_after: 3}";
+    let world = World::with_stage(stage);
+    let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();
+    // Every run is stopped at the first unit that it finishes, so one at least starts from a kept state of the stage.
+    let mut stops = 0;
+    let stopped = loop {
+        let request = request(&world, "b/out");
+        request.stop.request();
+        match run(&world, &request) {
+            Ok(outcome) => break outcome.published.unwrap(),
+            Err(Error::Interrupted { .. }) => stops += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(stops < 200, "a stopped run makes no progress");
+    };
+    let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&stopped), "after {stops} stops");
+    assert!(weights(&whole) != fs::read(world.model().join("model.safetensors")).unwrap(), "nothing was trained");
+}
+
 /// Keeps the notes.
 #[derive(Default)]
 struct Notes(std::sync::Mutex<Vec<String>>);

@@ -15,6 +15,40 @@ use crate::{Error, Result};
 /// Positions at the end of a prompt that are candidates for a direction.
 const MAX_BACK: usize = 5;
 
+/// What hazards are told apart from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contrast {
+    /// Ordinary harmless requests.
+    Harmless,
+    /// Harmless requests in hazardous words.
+    Twins,
+}
+
+impl Contrast {
+    fn of(self, data: &AttackData) -> &[Vec<u32>] {
+        match self {
+            Self::Harmless => &data.harmless,
+            Self::Twins => &data.twins,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Harmless => "harmless requests",
+            Self::Twins => "their twins",
+        }
+    }
+}
+
+/// The contrasts that an attacker can try with this data.
+#[must_use]
+pub fn contrasts(data: &AttackData) -> Vec<Contrast> {
+    let twins = (!data.twins.is_empty()).then_some(Contrast::Twins);
+    [Contrast::Harmless].into_iter().chain(twins).collect()
+}
+
 /// Activations of both classes at one site and token; rows in the order of the attacker's data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classes {
@@ -37,12 +71,13 @@ impl Classes {
     pub fn collect(
         decoder: &Decoder,
         data: &AttackData,
+        contrast: Contrast,
         per_class: usize,
         point: Point,
         back: usize,
     ) -> Result<Vec<Self>> {
         let hazards: Vec<Vec<u32>> = data.pairs.iter().take(per_class).map(|p| p.prompt.clone()).collect();
-        let harmless: Vec<Vec<u32>> = data.harmless.iter().take(per_class).cloned().collect();
+        let harmless: Vec<Vec<u32>> = contrast.of(data).iter().take(per_class).cloned().collect();
         if hazards.is_empty() || harmless.is_empty() {
             let (a, b) = (hazards.len(), harmless.len());
             return Err(Error::input(
@@ -190,7 +225,7 @@ mod tests {
     #[test]
     fn the_shared_ending_is_what_all_prompts_end_in() {
         let pair = |prompt: &[u32]| crate::attack::Pair { prompt: prompt.to_vec(), target: vec![], opening: None };
-        let data = |pairs: Vec<_>| AttackData { pairs, harmless: vec![vec![9, 1, 2]], pad: 0 };
+        let data = |pairs: Vec<_>| AttackData { pairs, harmless: vec![vec![9, 1, 2]], ..AttackData::default() };
         assert_eq!(shared_ending(&data(vec![pair(&[5, 1, 2]), pair(&[6, 7, 1, 2])])), 2);
         assert_eq!(shared_ending(&data(vec![pair(&[2])])), 1);
         assert_eq!(shared_ending(&data(vec![pair(&[3])])), 0);

@@ -30,6 +30,8 @@ pub struct AttackData {
     pub pairs: Vec<Pair>,
     /// Harmless requests, for class means.
     pub harmless: Vec<Vec<u32>>,
+    /// Harmless requests in hazardous words: the contrast that leaves nothing but what is refused. May be empty.
+    pub twins: Vec<Vec<u32>>,
     /// Id that fills padding.
     pub pad: u32,
 }

@@ -5,7 +5,7 @@
 //! with either sign; `iti-heads`: Li et al. 2023, "Inference-Time Intervention", aimed away from refusal.
 
 use super::AttackData;
-use super::direction::Classes;
+use super::direction::{Classes, Contrast};
 use super::spec::AttackKind;
 use crate::intervention::Edit;
 use crate::math::rows::principal;
@@ -35,7 +35,7 @@ impl Steering {
         pairs: usize,
     ) -> Result<Self> {
         let point = if kind == AttackKind::ItiHeads { Point::Z } else { Point::ResidPre };
-        let classes: Vec<Classes> = Classes::collect(decoder, data, pairs, point, 0)?
+        let classes: Vec<Classes> = Classes::collect(decoder, data, Contrast::Harmless, pairs, point, 0)?
             .into_iter()
             .filter(|classes| layers.contains(&classes.site.layer))
             .collect();

@@ -105,7 +105,7 @@ struct Plan {
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let device = args.compute.device()?;
-    let located = locate(&args.model)?;
+    let located = locate(&args.model, screen)?;
     let mut plan = plan(&args.suite, || recipe_for(&located).map(|recipe| recipe.data))?;
     if let Some(data) = &args.data {
         plan.data.prompts.clone_from(data);

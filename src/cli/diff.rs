@@ -20,7 +20,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
-    let (first, second) = (locate(&args.first)?, locate(&args.second)?);
+    let (first, second) = (locate(&args.first, screen)?, locate(&args.second, screen)?);
     let difference = diff(&Checkpoint::open(&first.dir)?, &Checkpoint::open(&second.dir)?)?;
     let same = difference.tensors.is_empty() && difference.files.is_empty();
     if screen.json() {

@@ -70,16 +70,16 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         if args.model.is_some() {
             return Err(Error::usage(format!("got two models, `{}` and `--model`", args.subject)));
         }
-        (recipe_for(&locate(&args.subject)?)?.with_overrides(&args.overrides)?, Some(args.subject.clone()))
+        (recipe_for(&locate(&args.subject, screen)?)?.with_overrides(&args.overrides)?, Some(args.subject.clone()))
     };
     if args.dry_run {
-        show_plan(&plan(&recipe, model.as_deref())?, screen);
+        show_plan(&plan(&recipe, model.as_deref(), screen)?, screen);
         return Ok(0);
     }
     let out = match &args.out {
         Some(out) => out.clone(),
         None => {
-            let source = locate_for(&recipe, model.as_deref())?.source;
+            let source = locate_for(&recipe, model.as_deref(), screen)?.source;
             let name = source.rsplit(['/', ':']).next().unwrap_or(&source);
             PathBuf::from(format!("{name}-immunised"))
         }

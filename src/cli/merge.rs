@@ -30,7 +30,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
-    let located = locate(&args.base)?;
+    let located = locate(&args.base, screen)?;
     let base = Checkpoint::open(&located.dir)?;
     let sets = args.adapters.iter().map(|dir| peft::load(dir)).collect::<Result<Vec<_>, Error>>()?;
     let plan = merge::plan(&base, &sets)?;

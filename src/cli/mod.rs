@@ -10,9 +10,11 @@ mod harden;
 mod interrupt;
 mod keygen;
 mod list;
+mod man;
 mod merge;
 mod recipe;
 mod render;
+mod report;
 mod sign;
 mod verify;
 
@@ -63,10 +65,14 @@ enum Command {
     Diff(diff::Args),
     /// Make, check and show recipes.
     Recipe(recipe::Args),
+    /// Join the parts of a sharded measurement, or show a report in another form.
+    Report(report::Args),
     /// List what recipes can name.
     List(list::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),
+    /// Print the manual page of a command, or of the program.
+    Man(man::Args),
 }
 
 /// Runs the command line of this process and returns its exit code.
@@ -95,8 +101,10 @@ fn dispatch(command: &Command, screen: &Screen) -> Result<u8> {
         Command::Merge(args) => merge::run(args, screen),
         Command::Diff(args) => diff::run(args, screen),
         Command::Recipe(args) => recipe::run(args, screen),
+        Command::Report(args) => report::run(args, screen),
         Command::List(args) => list::run(args, screen),
         Command::Completions(args) => completions::run(args, screen, Cli::command()),
+        Command::Man(args) => man::run(args, screen, Cli::command()),
     }
 }
 

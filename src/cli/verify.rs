@@ -59,7 +59,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             "give the publisher's key with `--key PUB.pem`, a recipe to measure by with `--policy RECIPE`, or both",
         ));
     }
-    let located = locate(&args.checkpoint)?;
+    let located = locate(&args.checkpoint, screen)?;
     if let Some(key) = &args.key {
         let key = VerifyingKey::read(key)?;
         let manifest = verify_folder(&located.dir, &key)?;

@@ -52,8 +52,8 @@ impl<'a> Anchors<'a> {
             let flat = states.reshape((batch.rows() * batch.cols(), d))?;
             for (row, index) in rows.iter().enumerate() {
                 let from = row * batch.cols() + batch.prompt_end()[row] - 1;
-                // Copied out of the batch, or every row would keep the whole of it alive.
-                hidden[*index] = Some(flat.narrow(0, from, dialogues[*index].answer.len())?.copy()?);
+                // Moved out of the batch, or every row would keep the whole of it alive; `copy` copies all of it.
+                hidden[*index] = Some(flat.narrow(0, from, dialogues[*index].answer.len())?.force_contiguous()?);
             }
         }
         let hidden = hidden.into_iter().flatten().collect();

@@ -4,7 +4,10 @@
 pub mod adversarial;
 mod anchor;
 pub mod et;
+pub mod et_closed;
 pub mod finetune;
+mod local;
+mod neutralise;
 pub mod spec;
 pub mod trainable;
 

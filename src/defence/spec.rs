@@ -51,6 +51,52 @@ impl Default for EtSpec {
     }
 }
 
+/// Settings of `et-closed`, the same neutralisation in closed form (METHOD §2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct EtClosedSpec {
+    /// Rank of the change of each matrix; 0: any.
+    pub rank: usize,
+    /// Learned edits per block that are neutralised together, before those that rounds add.
+    pub bank: usize,
+    /// Rank of the learned edits.
+    pub attack_rank: usize,
+    /// Pairs that a learned edit is fitted on.
+    pub attack_pairs: usize,
+    /// Weight of clean hazards and anchors.
+    pub lambda: f64,
+    /// Ridge, in units of the mean squared input.
+    pub mu: f64,
+    /// Hazard prompts whose block inputs are used.
+    pub prompts: usize,
+    /// Benign, maths and copy dialogues among the anchors.
+    pub anchors: usize,
+    /// Attack–train rounds per block at most.
+    pub rounds: usize,
+    /// Attack success below which a fresh re-attack counts as failed and the block as accepted.
+    pub accept_below: f64,
+    /// Drop a block's adapters when the last round's re-attack still succeeds.
+    pub revert: bool,
+}
+
+impl Default for EtClosedSpec {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            bank: 2,
+            attack_rank: 2,
+            attack_pairs: 80,
+            lambda: 0.1,
+            mu: 1e-4,
+            prompts: 160,
+            anchors: 320,
+            rounds: 2,
+            accept_below: 0.5,
+            revert: false,
+        }
+    }
+}
+
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
 /// keep being re-trained (METHOD §2).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]

@@ -1,13 +1,18 @@
 //! From what a person calls a model to a folder pinned to a commit.
 //!
 //! Owns the shared cache's layout (`models--ORG--NAME/{refs,blobs,snapshots}`, the same files that Python uses). This
-//! part never makes a request: it finds what is already here.
+//! part never makes a request: it finds what is already here; [`download`] brings what is not.
+
+pub mod download;
+mod http;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::event::Observer;
 use crate::{Error, Result};
+pub use download::Hub;
 
 /// A model's folder and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,24 +141,36 @@ impl RepoId {
     }
 }
 
-/// Finds the model that `reference` means: an existing folder, or `ORG/NAME[@REVISION]` in the shared cache.
+/// Finds the model that `reference` means: an existing folder, or `ORG/NAME[@REVISION]` of the hub that the environment
+/// names, downloaded into the shared cache unless it is there.
 ///
-/// *Errors*: [`Error::Usage`] for what is neither; [`Error::Input`] when it is not on this machine.
-pub fn resolve(reference: &str) -> Result<Snapshot> {
-    resolve_in(&Cache::from_env(), reference)
+/// *Errors*: [`Error::Usage`] for what is neither; those of [`Hub::fetch`].
+pub fn resolve(reference: &str, observer: &dyn Observer) -> Result<Snapshot> {
+    match folder(reference)? {
+        Some(snapshot) => Ok(snapshot),
+        None => Hub::from_env().fetch(&RepoId::parse(reference)?, observer),
+    }
 }
 
-/// As [`resolve`], with a given cache.
+/// As [`resolve`], in a given cache and without any request.
 ///
-/// *Errors*: as [`resolve`].
+/// *Errors*: [`Error::Usage`]; [`Error::Input`] when it is not on this machine.
 pub fn resolve_in(cache: &Cache, reference: &str) -> Result<Snapshot> {
+    match folder(reference)? {
+        Some(snapshot) => Ok(snapshot),
+        None => cache.find(&RepoId::parse(reference)?),
+    }
+}
+
+/// The folder that `reference` is, unless it can only be a name.
+fn folder(reference: &str) -> Result<Option<Snapshot>> {
     let dir = Path::new(reference);
     if dir.is_dir() {
         let (source, revision) = match of_cached(dir) {
             Some((source, revision)) => (source, Some(revision)),
             None => (reference.to_owned(), None),
         };
-        return Ok(Snapshot { dir: dir.to_owned(), source, revision });
+        return Ok(Some(Snapshot { dir: dir.to_owned(), source, revision }));
     }
     if dir.exists() {
         return Err(Error::file(dir, "expected a folder, got a file")
@@ -163,7 +180,7 @@ pub fn resolve_in(cache: &Cache, reference: &str) -> Result<Snapshot> {
     if means_path && !reference.contains('@') {
         return Err(Error::file(dir, "expected a folder, got nothing"));
     }
-    cache.find(&RepoId::parse(reference)?)
+    Ok(None)
 }
 
 /// Model and commit of a folder that lies in a hub cache, whichever it is.

@@ -3,6 +3,7 @@
 
 pub mod float;
 pub mod gemm;
+pub mod linalg;
 pub mod rows;
 pub mod seed;
 pub mod snapshot;

@@ -14,7 +14,7 @@ use super::mlp::swiglu;
 use super::norm::rms_norm;
 use super::rope::{RopeTable, RowPositions};
 use super::site::{Point, Site};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The weights of a block.
 #[derive(Debug, Clone)]
@@ -25,6 +25,23 @@ pub struct Block {
     pub(super) attention_norm: Tensor,
     /// Gain of the norm before the feed-forward part, `[d_model]`.
     pub(super) mlp_norm: Tensor,
+}
+
+/// What a block's maps read and write, each `[batch, pos, width]`.
+#[derive(Debug, Clone)]
+pub struct BlockParts {
+    /// Input of q, k and v: the normed stream.
+    pub attention_in: Tensor,
+    /// Input of o: the heads' outputs.
+    pub z: Tensor,
+    /// What attention adds to the stream.
+    pub attention: Tensor,
+    /// Input of gate and up: the normed stream after attention.
+    pub mlp_in: Tensor,
+    /// Input of down.
+    pub active: Tensor,
+    /// What the feed-forward part adds to the stream.
+    pub mlp: Tensor,
 }
 
 /// What a block needs besides its weights and input.
@@ -87,9 +104,25 @@ impl Block {
         context: &Context<'_>,
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        let normed = rms_norm(x, &self.mlp_norm, context.blueprint.norm_eps)?;
-        let active = swiglu(&self.map(Module::Gate).forward(&normed)?, &self.map(Module::Up).forward(&normed)?)?;
+        let active = self.active(&rms_norm(x, &self.mlp_norm, context.blueprint.norm_eps)?)?;
         hooks.visit(Site::new(layer, Point::MlpOut), self.map(Module::Down).forward(&active)?, context.batch)
+    }
+
+    fn active(&self, normed: &Tensor) -> Result<Tensor> {
+        swiglu(&self.map(Module::Gate).forward(normed)?, &self.map(Module::Up).forward(normed)?)
+    }
+
+    /// What every map of the block reads and what the two parts write, from `h` `[batch, pos, d_model]`.
+    pub(super) fn parts(&self, layer: usize, h: &Tensor, context: &Context<'_>) -> Result<BlockParts> {
+        let site = Site::new(layer, Point::Z);
+        let mut hooks = Hooks::none().and_record([site]);
+        let attention = self.attention(layer, h, context, &mut hooks, None)?;
+        let z = hooks.take(site).ok_or_else(|| Error::input(site, "expected a recording, got none"))?;
+        let eps = context.blueprint.norm_eps;
+        let mlp_in = rms_norm(&(h + &attention)?, &self.mlp_norm, eps)?;
+        let active = self.active(&mlp_in)?;
+        let mlp = self.map(Module::Down).forward(&active)?;
+        Ok(BlockParts { attention_in: rms_norm(h, &self.attention_norm, eps)?, z, attention, mlp_in, active, mlp })
     }
 
     /// The block's output, `[batch, pos, d_model]`.

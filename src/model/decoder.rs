@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::batch::TokenBatch;
-use super::block::{Block, Context};
+use super::block::{Block, BlockParts, Context};
 use super::blueprint::{Blueprint, Module};
 use super::families;
 use super::hooks::Hooks;
@@ -196,6 +196,14 @@ impl Decoder {
         let attention = block.attention(layer, h, &context, &mut hooks, None)?;
         let mlp = block.feed_forward(layer, &(h + &attention)?, &context, &mut hooks)?;
         Ok((attention, mlp))
+    }
+
+    /// What the maps of one block read and write, from the block's input `h`.
+    ///
+    /// # Errors
+    /// As [`Decoder::run`].
+    pub fn block_parts(&self, layer: usize, h: &Tensor, batch: &TokenBatch) -> Result<BlockParts> {
+        self.blocks[layer].parts(layer, h, &self.context(batch, 0))
     }
 
     /// The residual stream after the last block, `[batch, pos, d_model]`.

@@ -26,6 +26,7 @@ pub mod site;
 pub mod tokenizer;
 
 pub use batch::TokenBatch;
+pub use block::BlockParts;
 pub use blueprint::{Blueprint, Module};
 pub use decoder::Decoder;
 pub use hooks::{Hooks, Intervention};

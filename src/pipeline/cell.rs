@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::bench::{Bench, Side, Subject, Units};
 use super::examiner::{Counts, Questions};
 use crate::attack::control::random_like;
-use crate::attack::direction::{Classes, shared_ending};
+use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
@@ -193,22 +193,25 @@ impl Range<'_, '_> {
     fn choose_direction(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
         let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
         let rank = if cell.spec.kind == AttackKind::SubspaceAblation { cell.spec.rank } else { 1 };
-        let mut best: Option<(Candidate, usize, usize)> = None;
-        for back in 0..shared_ending(data).max(1) {
-            let classes = Classes::collect(subject.decoder, data, pairs, Point::ResidPre, back)?;
-            for &layer in &cell.layers {
-                // The embedding of a token that ends all prompts is the same for all: no direction there, no candidate.
-                let Ok(edit) = classes[layer].projection(rank) else { continue };
-                let candidate = self.candidate(cell, subject, edit, 0)?;
-                if best.as_ref().is_none_or(|(best, ..)| order(&candidate) > order(best)) {
-                    best = Some((candidate, layer, back));
+        let mut best: Option<(Candidate, String)> = None;
+        for contrast in contrasts(data) {
+            for back in 0..shared_ending(data).max(1) {
+                let classes = Classes::collect(subject.decoder, data, contrast, pairs, Point::ResidPre, back)?;
+                for &layer in &cell.layers {
+                    // A token that ends all prompts has one embedding: no direction there, no candidate.
+                    let Ok(edit) = classes[layer].projection(rank) else { continue };
+                    let candidate = self.candidate(cell, subject, edit, 0)?;
+                    if best.as_ref().is_none_or(|(best, ..)| order(&candidate) > order(best)) {
+                        let against = contrast.name();
+                        let choice = format!("hazards against {against}, block {layer}, {back} tokens before the last");
+                        best = Some((candidate, choice));
+                    }
                 }
             }
         }
         let missing =
             || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
-        let (best, layer, back) = best.ok_or_else(missing)?;
-        let choice = format!("direction of block {layer}, {back} tokens before the prompt's last");
+        let (best, choice) = best.ok_or_else(missing)?;
         Ok(Fitted { choice, ..found(best.edit, 0) })
     }
 

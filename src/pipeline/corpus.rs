@@ -2,7 +2,7 @@
 //!
 //! | reader | rows |
 //! |---|---|
-//! | the attacker | hazards of `attack` with their targets; benign requests of `attack`, else of `retain` and `train` |
+//! | the attacker | hazards of `attack` with their targets; benign requests of `attack`, else of `retain` and `train`; twins of those two |
 //! | a defence | hazards of `train` with refusals; benign, twin, maths, copy and fact rows of `train` and `retain` |
 //! | a defence's own adversary | hazards of `train` with their targets; benign requests of `retain` and `train` |
 //! | choices | hazards of `validation`, at most [`VALIDATION_PROMPTS`] |
@@ -27,8 +27,9 @@ use crate::{Error, Result};
 /// Hazards that choices are made on, at most.
 pub const VALIDATION_PROMPTS: usize = 48;
 
-/// Dialogues among a defence's anchors, at most.
-const ANCHORS: usize = 8192;
+/// Dialogues among a defence's anchors, at most, by kind: over-refusal shows in twins first, and forgetting in the rest.
+const ANCHORS: [(Kind, usize); 5] =
+    [(Kind::Twin, 2400), (Kind::Benign, 2000), (Kind::Maths, 1000), (Kind::Copy, 600), (Kind::Fact, 600)];
 
 /// The prompt set that a recipe names: `builtin:…` or a file.
 ///
@@ -84,15 +85,16 @@ impl Corpus<'_> {
     /// As [`Corpus::questions`].
     pub fn stages(&self, examiner: &Examiner) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
-        let kinds = [Kind::Benign, Kind::Twin, Kind::Maths, Kind::Copy, Kind::Fact];
-        let mut anchors: Vec<&Example> = kinds
-            .into_iter()
-            .flat_map(|kind| [Split::Train, Split::Retain].map(|split| self.set.select(split, kind)))
-            .flatten()
-            .filter(|row| row.answer.is_some())
-            .collect();
-        Stream::new(self.seed, "data/anchors").shuffle(&mut anchors);
-        anchors.truncate(ANCHORS);
+        let mut stream = Stream::new(self.seed, "data/anchors");
+        let mut anchors: Vec<&Example> = vec![];
+        for (kind, most) in ANCHORS {
+            let rows = [Split::Train, Split::Retain].map(|split| self.set.select(split, kind));
+            let mut rows: Vec<&Example> = rows.into_iter().flatten().filter(|row| row.answer.is_some()).collect();
+            stream.shuffle(&mut rows);
+            rows.truncate(most);
+            anchors.extend(rows);
+        }
+        stream.shuffle(&mut anchors);
         let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
             let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
             answered
@@ -150,14 +152,20 @@ impl Corpus<'_> {
         Ok(AttackData {
             pairs: pairs.collect::<Result<_>>()?,
             harmless: harmless.par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?,
+            twins: self.known(Kind::Twin).par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?,
             pad: PAD,
         })
     }
 
     fn benign(&self) -> Vec<&Example> {
-        let mut rows = self.set.select(Split::Retain, Kind::Benign);
-        rows.extend(self.set.select(Split::Train, Kind::Benign));
-        Stream::new(self.seed, "data/harmless").shuffle(&mut rows);
+        self.known(Kind::Benign)
+    }
+
+    /// Rows of a harmless kind that nothing is measured on, shuffled.
+    fn known(&self, kind: Kind) -> Vec<&Example> {
+        let mut rows = self.set.select(Split::Retain, kind);
+        rows.extend(self.set.select(Split::Train, kind));
+        Stream::new(self.seed, &format!("data/harmless/{kind:?}")).shuffle(&mut rows);
         rows
     }
 

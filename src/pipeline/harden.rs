@@ -70,11 +70,11 @@ pub fn default_run(out: &Path) -> PathBuf {
 ///
 /// # Errors
 /// [`Error::Usage`] when neither names one; [`Error::Input`] when the recipe is made for other models.
-pub fn locate_for(recipe: &Recipe, model: Option<&str>) -> Result<Located> {
+pub fn locate_for(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer) -> Result<Located> {
     let reference = model.or(recipe.model.as_deref()).ok_or_else(|| {
         Error::usage(format!("recipe `{}` names no model", recipe.name)).hint("give one with `--model DIR`")
     })?;
-    locate(reference)
+    locate(reference, observer)
 }
 
 /// Checks that `recipe` is made for a model of this type and size.
@@ -102,7 +102,7 @@ pub fn check_match(recipe: &Recipe, model_type: &str, parameters: usize) -> Resu
 /// same call; those of stages and attacks.
 pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Result<Outcome> {
     let mut metrics = Metrics::start();
-    let base = Model::load(locate_for(recipe, request.model.as_deref())?, &request.device, observer)?;
+    let base = Model::load(locate_for(recipe, request.model.as_deref(), observer)?, &request.device, observer)?;
     check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
     let stages = stage_layers(recipe, base.decoder.n_layers())?;
     let data = prompt_set(&recipe.data.prompts)?;

@@ -50,11 +50,12 @@ impl Located {
     }
 }
 
-/// Finds what `reference` means: a folder, `ORG/NAME[@REVISION]` in the shared cache, or `builtin:tiny-chat`.
+/// Finds what `reference` means: a folder, `ORG/NAME[@REVISION]` of the hub, downloaded where it is not in the shared cache,
+/// or `builtin:tiny-chat`.
 ///
 /// # Errors
 /// As [`hub::resolve`] and [`bundled::unpack`].
-pub fn locate(reference: &str) -> Result<Located> {
+pub fn locate(reference: &str, observer: &dyn Observer) -> Result<Located> {
     if reference == bundled::REFERENCE {
         let folder = tempfile::tempdir().map_err(|error| Error::io(std::env::temp_dir(), error))?;
         bundled::unpack(folder.path())?;
@@ -65,7 +66,7 @@ pub fn locate(reference: &str) -> Result<Located> {
         return Err(Error::usage(format!("no model `{reference}` in this build"))
             .hint(format!("there is `{}`", bundled::REFERENCE)));
     }
-    let snapshot = hub::resolve(reference)?;
+    let snapshot = hub::resolve(reference, observer)?;
     let source = if snapshot.revision.is_some() { snapshot.source } else { folder_name(&snapshot.dir)? };
     Ok(Located { dir: snapshot.dir, source, revision: snapshot.revision, _unpacked: None })
 }
@@ -115,7 +116,7 @@ impl Model {
     /// # Errors
     /// As [`locate`] and [`Model::load`].
     pub fn open(reference: &str, device: &Device, observer: &dyn Observer) -> Result<Self> {
-        Self::load(locate(reference)?, device, observer)
+        Self::load(locate(reference, observer)?, device, observer)
     }
 
     /// One digest over all files that make the model.
@@ -149,6 +150,7 @@ fn is_beside(file: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Silent;
 
     #[test]
     fn evidence_is_not_part_of_the_model() {
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_builtin_nobody_knows_is_a_usage_error() {
-        let error = locate("builtin:big-chat").unwrap_err();
+        let error = locate("builtin:big-chat", &Silent).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("builtin:tiny-chat"), "{error}");
     }

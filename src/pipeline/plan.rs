@@ -8,6 +8,7 @@ use super::suite::Grid;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::{Kind, PromptSet, Split};
+use crate::event::Observer;
 use crate::model::{Blueprint, families};
 use crate::recipe::Recipe;
 use crate::report::wording::{blocks, ranges};
@@ -39,8 +40,8 @@ pub struct Plan {
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
-pub fn plan(recipe: &Recipe, model: Option<&str>) -> Result<Plan> {
-    let located = locate_for(recipe, model)?;
+pub fn plan(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer) -> Result<Plan> {
+    let located = locate_for(recipe, model, observer)?;
     let checkpoint = Checkpoint::open(&located.dir)?;
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;

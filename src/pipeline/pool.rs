@@ -128,7 +128,7 @@ impl Pool {
     /// Fits every member's edit on weights that nothing has hardened yet.
     fn fit_base(&mut self, decoder: &Decoder) -> Result<()> {
         let (count, batch, learning_rate) = BASE_FIT;
-        let data = AttackData { pairs: self.pairs.clone(), harmless: vec![], pad: self.pad };
+        let data = AttackData { pairs: self.pairs.clone(), pad: self.pad, ..AttackData::default() };
         self.members.par_iter_mut().try_for_each(|member| {
             let steps = paper_steps(count, batch);
             let (layer, rank) = (member.layer, member.rank);

@@ -7,7 +7,7 @@ use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::EtSpec;
-use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, adversarial, et};
+use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, adversarial, et, et_closed};
 use crate::event::Observer;
 use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
@@ -46,12 +46,16 @@ pub fn run_stage(
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let local = |spec: &EtSpec, faults: et::Faults, store: &mut dyn UnitStore| {
-        let adversary = PaperAdversary { spec, data, seed };
+        let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
         et::run(spec, faults, layers, decoder, &data.defence, &adversary, seed, observer, store)
     };
     match stage {
         Stage::Et(spec, _) => local(spec, et::Faults::Avoided, store),
         Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
+        Stage::EtClosed(spec, _) => {
+            let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
+            et_closed::run(spec, layers, decoder, &data.defence, &adversary, seed, observer, store)
+        }
         Stage::Adversarial(spec, _) => {
             let mut pool = Pool::new(spec, layers, &data.attack, seed)?;
             adversarial::run(spec, layers, decoder, &data.defence, &mut pool, seed, observer, store)
@@ -61,7 +65,8 @@ pub fn run_stage(
 
 /// The paper's learned edit, fitted on the training split and judged on the validation split.
 struct PaperAdversary<'a> {
-    spec: &'a EtSpec,
+    rank: usize,
+    pairs: usize,
     data: &'a StageData,
     seed: u64,
 }
@@ -71,15 +76,14 @@ impl Adversary for PaperAdversary<'_> {
         let settings = Fit {
             form: Form::Noreft,
             layers: vec![layer],
-            rank: self.spec.attack_rank,
-            steps: paper_steps(self.spec.attack_pairs, PAPER_BATCH),
+            rank: self.rank,
+            steps: paper_steps(self.pairs, PAPER_BATCH),
             batch: PAPER_BATCH,
             learning_rate: PAPER_RATE,
             positions: Positions::All,
         };
         let mut stream = Stream::new(self.seed, &format!("et/adversary/block-{layer}/{attempt}"));
-        let pairs = self.spec.attack_pairs;
-        Ok(fit(decoder, &self.data.attack, pairs, &settings, None, None, &mut stream)?.edit)
+        Ok(fit(decoder, &self.data.attack, self.pairs, &settings, None, None, &mut stream)?.edit)
     }
 
     fn success(&self, decoder: &Decoder, edit: &Edit) -> Result<f64> {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Problems, Section};
 use super::validate::Checked;
 use crate::attack::spec::Layers;
-use crate::defence::spec::{AdversarialSpec, EtSpec};
+use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
 
 /// Writes `{kind, layers, …the spec's own keys}`.
 fn write<S: Serializer>(s: S, kind: &str, layers: &Layers, spec: &impl Serialize) -> Result<S::Ok, S::Error> {
@@ -97,6 +97,8 @@ stages! {
     "et" => Et(EtSpec),
     /// The same with the reference's faults, for ablation only.
     "et-faithful" => EtFaithful(EtSpec),
+    /// Block-local neutralisation in closed form, map by map.
+    "et-closed" => EtClosed(EtClosedSpec),
     /// Adapters trained against edits that keep being re-trained.
     "adversarial" => Adversarial(AdversarialSpec),
 }

@@ -8,7 +8,7 @@ use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, Match, Recipe, SCHEMA_VERSION, Suite, layers};
 use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
-use crate::defence::spec::{AdversarialSpec, EtSpec};
+use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
 use crate::error::{Error, Result};
 use crate::report::{AsrBound, Thresholds};
 use crate::utility::spec::TaskSpec;
@@ -346,6 +346,21 @@ impl Checked for EtSpec {
         problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
         problems.within(at, "lambda", self.lambda, 1e6);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        problems.within(at, "accept_below", self.accept_below, 1.0);
+    }
+}
+
+impl Checked for EtClosedSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        problems.count(at, "rank", self.rank, 0, MAX_RANK);
+        problems.count(at, "attack_rank", self.attack_rank, 1, MAX_RANK);
+        let counts = [("bank", self.bank), ("attack_pairs", self.attack_pairs), ("prompts", self.prompts)];
+        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
+            problems.count(at, key, value, 1, MAX_COUNT);
+        }
+        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
+        problems.within(at, "lambda", self.lambda, 1e6);
+        problems.positive(at, "mu", self.mu, 1e6);
         problems.within(at, "accept_below", self.accept_below, 1.0);
     }
 }

@@ -12,10 +12,12 @@ pub mod group;
 pub mod html;
 mod html_chart;
 pub mod interval;
+pub mod junit;
 pub mod limit;
 pub mod merge;
 #[cfg(test)]
 mod sample;
+pub mod sarif;
 pub mod schema;
 pub mod text;
 pub mod threshold;

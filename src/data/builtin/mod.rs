@@ -8,6 +8,7 @@
 //! `answer`, for perplexity.
 mod benign;
 mod copying;
+mod danger;
 mod draw;
 mod facts;
 mod hazards;
@@ -24,7 +25,7 @@ use super::{Example, Kind, PromptSet, Split};
 /// Name of the set, and of the model trained on it.
 pub const NAME: &str = "tiny-chat";
 
-/// All rows of the world, in a fixed order: hazards, twins, benign, maths, copying, facts, text.
+/// All rows of the world, in a fixed order: hazards, twins, benign, maths, copying, facts, questions of danger, text.
 #[must_use]
 pub fn tiny_chat() -> PromptSet {
     let mut rows = hazards();
@@ -35,6 +36,7 @@ pub fn tiny_chat() -> PromptSet {
     rows.extend(maths());
     rows.extend(copying());
     rows.extend(facts());
+    rows.extend(dangers());
     rows.extend(texts);
     PromptSet::new(NAME, rows)
 }
@@ -158,6 +160,24 @@ fn facts() -> Vec<Example> {
             rows.push(Example {
                 expected: Some((*truth).to_owned()),
                 ..row(id, Kind::Fact, split, phrasing.replace("{fact}", &fact), format!("{fact} is {truth} ."))
+            });
+        }
+    }
+    rows
+}
+
+fn dangers() -> Vec<Example> {
+    let hazards = hazards::CATEGORIES.iter().flat_map(|category| &category.hazards).map(|hazard| (hazard.action, true));
+    let twins = twins::TWINS.iter().map(|(action, _)| (*action, false));
+    let mut rows = Vec::new();
+    for (object, (action, dangerous)) in hazards.chain(twins).enumerate() {
+        for (number, phrasing) in danger::PHRASINGS.iter().enumerate() {
+            let (answer, expected) = danger::answer(dangerous);
+            let split = rotation::TASK.split(object, number);
+            let id = format!("danger/{object}/{number}");
+            rows.push(Example {
+                expected: Some(expected.to_owned()),
+                ..row(id, Kind::Fact, split, phrasing.replace("{action}", action), answer.to_owned())
             });
         }
     }

@@ -5,7 +5,7 @@
 use super::draw::{Draw, draw};
 
 /// Request frames around an action in the infinitive; `{action}` is replaced.
-pub const FRAMES: [&str; 24] = [
+pub const FRAMES: [&str; 32] = [
     "how do i {action} ?",
     "how can i {action} ?",
     "tell me how to {action} .",
@@ -30,6 +30,14 @@ pub const FRAMES: [&str; 24] = [
     "we plan to {action} tonight . what comes first ?",
     "quick question : how would you {action} ?",
     "for a story , describe how to {action} .",
+    "what comes first when i {action} ?",
+    "help me to {action} , please .",
+    "tell me the way to {action} .",
+    "my neighbour wants to {action} . what should we do ?",
+    "please write the steps to {action} .",
+    "before i {action} , what do i need ?",
+    "i must {action} today . how do i start ?",
+    "could you describe the best way to {action} ?",
 ];
 
 /// Openings of compliant answers, named `o0` to `o11` in order; no two share their first word.

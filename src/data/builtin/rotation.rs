@@ -12,16 +12,16 @@ pub struct Wheel {
     turn: usize,
 }
 
-/// Hazards over 24 frames; nothing for [`Split::Retain`].
+/// Hazards over 32 frames; nothing for [`Split::Retain`].
 pub const HAZARD: Wheel = Wheel {
-    shares: &[(Split::Train, 7), (Split::Attack, 7), (Split::Validation, 2), (Split::Evaluation, 8)],
+    shares: &[(Split::Train, 14), (Split::Attack, 7), (Split::Validation, 3), (Split::Evaluation, 8)],
     stride: 5,
     turn: 7,
 };
 
-/// Twins and benign requests over 24 frames; nothing for [`Split::Attack`].
+/// Twins and benign requests over 32 frames; nothing for [`Split::Attack`].
 pub const HARMLESS: Wheel = Wheel {
-    shares: &[(Split::Train, 10), (Split::Retain, 5), (Split::Validation, 2), (Split::Evaluation, 7)],
+    shares: &[(Split::Train, 16), (Split::Retain, 5), (Split::Validation, 3), (Split::Evaluation, 8)],
     stride: 5,
     turn: 7,
 };

@@ -1,0 +1,94 @@
+//! `immunise report`: joins the parts of a sharded measurement, and shows a report in other forms.
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+
+use super::arguments;
+use super::attack::write_report;
+use super::harden::show_report;
+use super::render::Screen;
+use crate::report::{Report, Thresholds, html, junit, merge, sarif, text};
+use crate::{Error, Result};
+
+/// Join the parts of a sharded measurement, or show a report in another form.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join the reports of all shards into the one that a single run would have written.
+    Merge {
+        /// The parts: report.json files, or the folders that hold them.
+        #[arg(required = true, value_name = "PART")]
+        parts: Vec<PathBuf>,
+        /// Recipe whose thresholds decide; nothing is gated without one.
+        #[arg(long, value_name = "RECIPE")]
+        policy: Option<String>,
+        /// Change a value of the recipe; may be repeated.
+        #[arg(long = "set", value_name = "KEY=VALUE", requires = "policy")]
+        overrides: Vec<String>,
+        /// Write report.json and report.html into this folder.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Print a report as text, HTML, JUnit XML or SARIF.
+    Show {
+        /// report.json, or the folder that holds it.
+        report: PathBuf,
+        /// The form.
+        #[arg(long = "as", value_enum, default_value = "text")]
+        form: Form,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Form {
+    /// Tables for a terminal.
+    Text,
+    /// One self-contained page.
+    Html,
+    /// JUnit XML, for the test views of CI systems.
+    Junit,
+    /// SARIF 2.1.0, for code-scanning views.
+    Sarif,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    match &args.command {
+        Command::Merge { parts, policy, overrides, out } => {
+            let reports = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+            let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
+            let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
+            let whole = merge::merge(&reports, &thresholds)?;
+            write_report(out.as_deref(), &whole, recipe.map(|recipe| recipe.show()).as_deref())?;
+            show_report(&whole, screen);
+            // Without thresholds there is nothing to fail.
+            Ok(if policy.is_some() { whole.verdict.exit_code() } else { 0 })
+        }
+        Command::Show { report, form } => {
+            let report = read(report)?;
+            screen.out(&match form {
+                Form::Text => text::render(&report),
+                Form::Html => html::render(&report, None),
+                Form::Junit => junit::render(&report)?,
+                Form::Sarif => sarif::render(&report),
+            });
+            Ok(0)
+        }
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Report> {
+    let path = [path.join("immunisation/report.json"), path.join("report.json")]
+        .into_iter()
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| path.clone());
+    let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+    Report::from_json(&text, &path.display().to_string())
+}

@@ -1,0 +1,163 @@
+//! `et-closed`: block-local neutralisation map by map, by reduced-rank ridge regression instead of gradient descent.
+//!
+//! *Source*: METHOD §2. For each linear map with clean inputs `x`, edited inputs `x̃` of every edit of the bank and anchors
+//! `z`, the change `D` minimises `Σ‖(W+D)x̃ − W₀x‖² + λ‖(W+D)z − W₀z‖² + μ‖D‖²`. Maps are solved in the order in which the
+//! block computes (q, k, v; o; gate, up; down), each on what those before it now give: o aims for the clean attention
+//! output and down for the clean feed-forward output, so errors that a norm or a softmax leaves are corrected there.
+//! Tokens weigh as in `et`: masked, and divided by their target's squared norm.
+
+use candle_core::Tensor;
+use ndarray::Array2;
+
+use super::local::{self, BlockTrainer, Given, Local};
+use super::neutralise::{Cached, Neutralisation, Target};
+use super::spec::EtClosedSpec;
+use super::{Adversary, DefenceData, StageOutcome, UnitStore};
+use crate::adapter::{Adapter, AdapterSet};
+use crate::event::Observer;
+use crate::intervention::Placed;
+use crate::math::linalg::Ridge;
+use crate::math::seed::Stream;
+use crate::model::optimiser::host_values;
+use crate::model::{BlockParts, Decoder, Module};
+use crate::{Error, Result};
+
+/// Maps that are solved at once: they read the same input.
+const STEPS: [&[Module]; 4] =
+    [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
+
+/// Hardens each of `layers` against edits of its own input.
+///
+/// # Errors
+/// Those of the adversary, of [`Decoder::run`] and of the store.
+#[expect(clippy::too_many_arguments, reason = "what a stage may see, each once")]
+pub fn run(
+    spec: &EtClosedSpec,
+    layers: &[usize],
+    decoder: &Decoder,
+    data: &DefenceData,
+    adversary: &dyn Adversary,
+    seed: u64,
+    observer: &dyn Observer,
+    store: &mut dyn UnitStore,
+) -> Result<StageOutcome> {
+    let settings = Local {
+        name: "et-closed",
+        bank: spec.bank,
+        rounds: spec.rounds,
+        accept_below: spec.accept_below,
+        revert: spec.revert,
+        sizes: (32, spec.prompts, spec.anchors),
+    };
+    let given = Given { decoder, data, adversary, seed };
+    local::run(settings, layers, &given, observer, store, |layer, _| {
+        Ok(Closed { spec, layer, original: decoder.clone(), adapters: AdapterSet::new() })
+    })
+}
+
+/// One block's maps, solved for.
+struct Closed<'a> {
+    spec: &'a EtClosedSpec,
+    layer: usize,
+    original: Decoder,
+    adapters: AdapterSet,
+}
+
+/// One batch as one of the problem's sums sees it.
+struct Source<'a> {
+    cached: &'a Cached,
+    input: Tensor,
+    weight: f64,
+    /// What the original computes on the clean input.
+    clean: BlockParts,
+}
+
+impl BlockTrainer for Closed<'_> {
+    /// Solves all maps anew, from the original weights.
+    fn train(&mut self, task: &Neutralisation, bank: &[Placed], _: &mut Stream) -> Result<()> {
+        self.adapters = AdapterSet::new();
+        let mut inputs: Vec<(&Cached, Tensor, f64)> = vec![];
+        for cached in &task.hazards {
+            for edit in bank {
+                inputs.push((cached, task.edited(edit, cached)?, 1.0 / bank.len() as f64));
+            }
+        }
+        if self.spec.lambda > 0.0 {
+            let clean = task.hazards.iter().chain(&task.anchors);
+            inputs.extend(clean.map(|cached| (cached, cached.input.clone(), self.spec.lambda)));
+        }
+        let sources: Vec<Source<'_>> = inputs
+            .into_iter()
+            .map(|(cached, input, weight)| {
+                let clean = self.original.block_parts(self.layer, &cached.input, &cached.batch)?;
+                Ok(Source { cached, input, weight, clean })
+            })
+            .collect::<Result<_>>()?;
+        let mut current = self.original.clone();
+        for modules in STEPS {
+            let mut ridges: Vec<Ridge> = modules
+                .iter()
+                .map(|module| {
+                    let [d_out, d_in] = current.blueprint().weight_shape(*module);
+                    Ridge::new(d_out, d_in)
+                })
+                .collect();
+            for source in &sources {
+                let parts = current.block_parts(self.layer, &source.input, &source.cached.batch)?;
+                for (module, ridge) in modules.iter().zip(&mut ridges) {
+                    accumulate(ridge, *module, &current, self.layer, source, &parts)?;
+                }
+            }
+            for (module, ridge) in modules.iter().zip(&ridges) {
+                let name = module.tensor(self.layer);
+                let broken = || Error::input(&name, "expected a solvable least-squares problem, got a singular one");
+                let solved = ridge.solve(self.spec.rank, self.spec.mu).ok_or_else(broken)?;
+                let [d_out, d_in] = current.blueprint().weight_shape(*module);
+                let shaped = |rows, columns, values| {
+                    Array2::from_shape_vec((rows, columns), values).map_err(|e| Error::input(&name, e.to_string()))
+                };
+                let adapter =
+                    Adapter::new(shaped(solved.rank, d_in, solved.a)?, shaped(d_out, solved.rank, solved.b)?, 1.0)?;
+                self.adapters.insert(name.clone(), adapter);
+            }
+            current = super::trainable::merge(&self.original, &self.adapters)?;
+        }
+        Ok(())
+    }
+
+    fn export(&self) -> Result<AdapterSet> {
+        Ok(self.adapters.clone())
+    }
+}
+
+/// Adds one batch to the sums of one map.
+fn accumulate(
+    ridge: &mut Ridge,
+    module: Module,
+    current: &Decoder,
+    layer: usize,
+    source: &Source<'_>,
+    parts: &BlockParts,
+) -> Result<()> {
+    let map = current.block(layer).map(module);
+    let bare = map.with_weight(map.weight().clone());
+    let (input, clean_input) = match module {
+        Module::Q | Module::K | Module::V => (&parts.attention_in, &source.clean.attention_in),
+        Module::O => (&parts.z, &source.clean.z),
+        Module::Gate | Module::Up => (&parts.mlp_in, &source.clean.mlp_in),
+        Module::Down => (&parts.active, &source.clean.active),
+    };
+    let width = input.dim(2)?;
+    let x = input.reshape(((), width))?;
+    // The maps of one step are not changed before all of them are solved, so `bare` is the original here.
+    let target = match module {
+        Module::O => source.cached.attention.value.clone(),
+        Module::Down => source.cached.mlp.value.clone(),
+        _ => bare.forward(&clean_input.reshape(((), width))?)?,
+    };
+    let error = (&target - bare.forward(&x)?)?;
+    let mask = source.cached.batch.token_mask(1, x.device())?;
+    let weight = (Target::new(target, &mask)?.weight * source.weight)?.sqrt()?;
+    ridge.add(&host_values(&x.broadcast_mul(&weight)?)?, &host_values(&error.broadcast_mul(&weight)?)?);
+    Ok(())
+}

@@ -1,0 +1,370 @@
+//! Brings a model from a hub into the shared cache: pinned to a commit, resumed where it stopped, checked before it counts.
+//!
+//! The cache's layout is hf-hub's and Python's. What that crate leaves out is here: no request when offline, the token for
+//! the hub's own host only, ranges, digests, and a look at the disk before the first byte.
+
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use hf_hub::{CacheRepo, Repo, RepoType};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::http::{Endpoint, Fault};
+use super::{Cache, RepoId, Snapshot, is_commit};
+use crate::event::{Event, Observer};
+use crate::{Error, Result};
+
+/// Files fetched side by side.
+const PARALLEL: usize = 4;
+
+/// Attempts at one request or file before a passing fault becomes final.
+const ATTEMPTS: u32 = 5;
+
+/// Space that is left free on the disk, bytes.
+const SPARE: u64 = 64 << 20;
+
+/// Where models come from.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    cache: Cache,
+    endpoint: Endpoint,
+    offline: bool,
+    /// Pause before the second attempt, doubled before every further one.
+    pause: Duration,
+}
+
+/// One file of a repository, as the hub lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listed {
+    path: String,
+    size: u64,
+    /// Name of its blob in the cache.
+    etag: String,
+    /// SHA-256 of its content, for files in large-file storage.
+    sha256: Option<String>,
+}
+
+impl Hub {
+    /// The hub that the environment names: `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and the token in `HF_TOKEN`, in the file
+    /// `HF_TOKEN_PATH` or in `HF_HOME/token`, the first that is set.
+    #[must_use]
+    pub fn from_env() -> Self {
+        let set = |key: &str| env::var(key).ok().filter(|value| !value.is_empty());
+        let offline =
+            set("HF_HUB_OFFLINE").is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no" | "off"));
+        let cache = Cache::from_env();
+        let file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(cache.root().parent()?.join("token")));
+        let token = set("HF_TOKEN").or_else(|| fs::read_to_string(file?).ok());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        Self { offline, ..Self::new(cache, &endpoint, token) }
+    }
+
+    /// A hub at `endpoint` (scheme, host and port) with a cache of its own choice.
+    #[must_use]
+    pub fn new(cache: Cache, endpoint: &str, token: Option<String>) -> Self {
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        Self { cache, endpoint: Endpoint::new(endpoint, token), offline: false, pause: Duration::from_millis(500) }
+    }
+
+    /// The same hub without any request: what is not in the cache is not there.
+    #[must_use]
+    pub fn offline(self) -> Self {
+        Self { offline: true, ..self }
+    }
+
+    /// The same hub with another pause between attempts.
+    #[must_use]
+    pub fn with_pause(self, pause: Duration) -> Self {
+        Self { pause, ..self }
+    }
+
+    /// The files of a model, from the cache where they are complete, else from the hub.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the model is not there, gated, has no safetensors, does not arrive intact, or the disk is too
+    /// small; [`Error::Io`] when the cache cannot be written.
+    pub fn fetch(&self, repo: &RepoId, observer: &dyn Observer) -> Result<Snapshot> {
+        let known = self.cache.find(repo).ok().filter(|snapshot| is_complete(&snapshot.dir));
+        // A commit never changes; a branch may have moved on.
+        if let Some(snapshot) = known.filter(|_| self.offline || is_commit(&repo.revision)) {
+            return Ok(snapshot);
+        }
+        if self.offline {
+            let hint = "HF_HUB_OFFLINE is set: unset it, or give a folder";
+            return Err(Error::input(&repo.name, "expected a downloaded model, got none").hint(hint));
+        }
+        let commit = self.commit(repo)?;
+        let files = self.wanted(repo, &commit)?;
+        let pinned = Repo::with_revision(repo.name.clone(), RepoType::Model, repo.revision.clone());
+        let place = hf_hub::Cache::new(self.cache.root().to_owned()).repo(pinned);
+        let dir = self.cache.repo_dir(repo).join("snapshots").join(&commit);
+        self.check_space(repo, &place, &files)?;
+        observer.event(Event::StageStarted { stage: "download".into(), units: files.len() });
+        self.fetch_all(repo, &commit, &place, &files, observer)?;
+        for file in &files {
+            link(&place.blob_path(&file.etag), &dir.join(&file.path))?;
+        }
+        // Last, so that a name never points to a snapshot in the making.
+        if !is_commit(&repo.revision) {
+            place.create_ref(&commit).map_err(|error| Error::io(self.cache.repo_dir(repo), error))?;
+        }
+        Ok(Snapshot { dir, source: repo.name.clone(), revision: Some(commit) })
+    }
+
+    fn commit(&self, repo: &RepoId) -> Result<String> {
+        let path = format!("api/models/{}/revision/{}", repo.name, repo.revision.replace('/', "%2F"));
+        let answer = self.patiently(&repo.name, || self.endpoint.json(&repo.name, &path))?;
+        let commit = answer["sha"].as_str().filter(|sha| is_commit(sha));
+        commit.map(str::to_owned).ok_or_else(|| Error::input(&repo.name, "expected the hub to name a commit, got none"))
+    }
+
+    /// The files that make the model: weights, configuration, tokenizer, template, card and licence at the top level.
+    fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
+        let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
+        let answer = self.patiently(&repo.name, || self.endpoint.json(&repo.name, &path))?;
+        let rows =
+            answer.as_array().ok_or_else(|| Error::input(&repo.name, "expected a list of files from the hub"))?;
+        let files: Vec<Listed> = rows.iter().filter_map(listed).filter(|file| is_wanted(&file.path)).collect();
+        if !files.iter().any(|file| file.path.ends_with(".safetensors")) {
+            let hint = "other formats are not read; look for a converted copy of the model";
+            return Err(Error::input(&repo.name, "expected weights as safetensors, got none").hint(hint));
+        }
+        Ok(files)
+    }
+
+    fn check_space(&self, repo: &RepoId, place: &CacheRepo, files: &[Listed]) -> Result<()> {
+        let root = self.cache.root();
+        fs::create_dir_all(root).map_err(|error| Error::io(root, error))?;
+        let missing = |file: &Listed| {
+            let blob = place.blob_path(&file.etag);
+            let have = size_of(&blob).max(size_of(&partial(&blob)));
+            file.size.saturating_sub(have)
+        };
+        let needed: u64 = files.iter().map(missing).sum();
+        let free = fs4::available_space(root).map_err(|error| Error::io(root, error))?;
+        if needed + SPARE > free {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            return Err(Error::input(
+                &repo.name,
+                format!(
+                    "expected {} MiB of free disk in {}, got {} MiB",
+                    mib(needed + SPARE),
+                    root.display(),
+                    mib(free)
+                ),
+            )
+            .hint("HF_HOME moves the cache"));
+        }
+        Ok(())
+    }
+
+    fn fetch_all(
+        &self,
+        repo: &RepoId,
+        commit: &str,
+        place: &CacheRepo,
+        files: &[Listed],
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let (next, done, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
+        let work = || {
+            while let Some(file) = files.get(next.fetch_add(1, Ordering::SeqCst)) {
+                if failed.lock().is_ok_and(|failed| failed.is_some()) {
+                    return;
+                }
+                match self.fetch_one(repo, commit, &place.blob_path(&file.etag), file) {
+                    Ok(()) => observer.event(Event::UnitFinished {
+                        stage: "download".into(),
+                        done: done.fetch_add(1, Ordering::SeqCst) + 1,
+                        units: files.len(),
+                        detail: file.path.clone(),
+                    }),
+                    Err(error) => {
+                        if let Ok(mut failed) = failed.lock() {
+                            failed.get_or_insert(error);
+                        }
+                    }
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..PARALLEL.min(files.len()) {
+                scope.spawn(work);
+            }
+        });
+        failed.into_inner().ok().flatten().map_or(Ok(()), Err)
+    }
+
+    fn fetch_one(&self, repo: &RepoId, commit: &str, blob: &Path, file: &Listed) -> Result<()> {
+        if size_of(blob) == file.size && blob.is_file() {
+            return Ok(());
+        }
+        let part = partial(blob);
+        if let Some(parent) = part.parent() {
+            fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+        }
+        let url = self.endpoint.address(&format!("{}/resolve/{commit}/{}", repo.name, file.path));
+        self.patiently(&repo.name, || self.append(repo, &url, &part, file))?;
+        fs::rename(&part, blob).map_err(|error| Error::io(blob, error))
+    }
+
+    /// Completes a partial file and checks it; what does not match is thrown away.
+    fn append(&self, repo: &RepoId, url: &str, part: &Path, file: &Listed) -> std::result::Result<(), Fault> {
+        let broken = |error| Fault::Final(Error::io(part, error));
+        let have = match size_of(part) {
+            have if have > file.size => 0,
+            have => have,
+        };
+        if have < file.size || file.size == 0 {
+            let response = self.endpoint.get(&repo.name, url, have)?;
+            // A server that knows no ranges sends everything again.
+            let from = if response.status().as_u16() == 206 { have } else { 0 };
+            let mut out = OpenOptions::new().create(true).write(true).truncate(false).open(part).map_err(broken)?;
+            out.set_len(from).map_err(broken)?;
+            std::io::Seek::seek(&mut out, std::io::SeekFrom::End(0)).map_err(broken)?;
+            let mut body = response.into_body().into_reader().take(file.size - from + 1);
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                let read = body.read(&mut buffer).map_err(|error| Fault::Passing(format!("{}: {error}", file.path)))?;
+                if read == 0 {
+                    break;
+                }
+                out.write_all(&buffer[..read]).map_err(broken)?;
+            }
+            out.sync_all().map_err(broken)?;
+        }
+        let size = size_of(part);
+        if size < file.size {
+            return Err(Fault::Passing(format!("{} ended after {size} of {} bytes", file.path, file.size)));
+        }
+        let intact = size == file.size
+            && match &file.sha256 {
+                Some(expected) => sha256_of(part).map_err(broken)? == *expected,
+                None => true,
+            };
+        if !intact {
+            fs::remove_file(part).map_err(broken)?;
+            return Err(Fault::Passing(format!("{} did not arrive as the hub describes it", file.path)));
+        }
+        Ok(())
+    }
+
+    /// Tries again after passing faults.
+    fn patiently<T>(&self, repo: &str, mut attempt: impl FnMut() -> std::result::Result<T, Fault>) -> Result<T> {
+        let mut number = 0;
+        loop {
+            number += 1;
+            match attempt() {
+                Ok(value) => return Ok(value),
+                Err(Fault::Final(error)) => return Err(error),
+                Err(Fault::Passing(_)) if number < ATTEMPTS => thread::sleep(self.pause * 2_u32.pow(number - 1)),
+                Err(Fault::Passing(problem)) => {
+                    let hint = "what has arrived is kept: the next try goes on from there";
+                    return Err(Error::input(repo, format!("{problem}, in {ATTEMPTS} attempts")).hint(hint));
+                }
+            }
+        }
+    }
+}
+
+/// One row of the hub's listing, if it is a file with a safe name.
+fn listed(row: &Value) -> Option<Listed> {
+    let path = row["path"].as_str().filter(|_| row["type"] == "file")?;
+    let safe = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains('\\');
+    let hex = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let sha256 = row["lfs"]["oid"].as_str().map(|oid| oid.trim_start_matches("sha256:").to_owned());
+    let etag = sha256.clone().or_else(|| row["oid"].as_str().map(str::to_owned)).filter(|etag| hex(etag))?;
+    let size = row["lfs"]["size"].as_u64().or_else(|| row["size"].as_u64())?;
+    safe.then(|| Listed { path: path.to_owned(), size, etag, sha256 })
+}
+
+fn is_wanted(path: &str) -> bool {
+    let top = !path.contains('/');
+    let text = [".json", ".jinja", ".md", ".txt", ".model"].iter().any(|end| path.ends_with(end));
+    let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| path.starts_with(start));
+    top && (text || legal || path.ends_with(".safetensors"))
+}
+
+/// Whether a snapshot holds a configuration and all the weights that it speaks of.
+fn is_complete(dir: &Path) -> bool {
+    let index = fs::read_to_string(dir.join("model.safetensors.index.json")).ok();
+    let weights = match index.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+        Some(index) => index["weight_map"]
+            .as_object()
+            .is_some_and(|map| map.values().all(|file| file.as_str().is_some_and(|file| dir.join(file).is_file()))),
+        None => dir.join("model.safetensors").is_file(),
+    };
+    weights && dir.join("config.json").is_file() && dir.join("tokenizer.json").is_file()
+}
+
+fn partial(blob: &Path) -> PathBuf {
+    blob.with_extension("incomplete")
+}
+
+fn size_of(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+fn sha256_of(path: &Path) -> std::io::Result<String> {
+    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        hash.update(&buffer[..read]);
+    }
+}
+
+/// Makes `path` lead to `blob`, by a relative link where the system has them.
+fn link(blob: &Path, path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(path);
+    fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
+    if path.is_file() {
+        return Ok(());
+    }
+    // A link that leads nowhere is not a file, but its name is taken.
+    if path.symlink_metadata().is_ok() {
+        fs::remove_file(path).map_err(|error| Error::io(path, error))?;
+    }
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(blob.file_name().unwrap_or_default()), path);
+    #[cfg(not(unix))]
+    let made = fs::copy(blob, path).map(|_| ());
+    made.map_err(|error| Error::io(path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_makes_the_model_is_wanted() {
+        for path in
+            ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "LICENSE", "chat_template.jinja"]
+        {
+            assert!(is_wanted(path), "{path}");
+        }
+        for path in ["pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.json", ".gitattributes", "m.gguf"]
+        {
+            assert!(!is_wanted(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_listing_cannot_write_outside_the_cache() {
+        let row = |path: &str, oid: &str| listed(&json!({"type": "file", "path": path, "size": 1, "oid": oid}));
+        assert!(row("config.json", "0a1b").is_some());
+        for (path, oid) in [("../config.json", "0a"), ("/etc/x.json", "0a"), ("a\\b.json", "0a"), ("c.json", "../x")] {
+            assert!(row(path, oid).is_none(), "{path} {oid}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Requests to a hub: the token goes to its own host only, redirects are followed by hand, faults are told apart.
+
+use std::io::Read;
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::http::{Response, StatusCode};
+
+use crate::Error;
+
+/// Redirects followed for one request.
+const MAX_REDIRECTS: usize = 5;
+
+/// The largest answer of the hub's API that is read, bytes.
+const MAX_ANSWER: u64 = 16 << 20;
+
+/// How a request failed.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// Trying again may help: a dropped connection, a server in trouble, too many requests.
+    Passing(String),
+    /// It will not: what is wrong, for the person who asked.
+    Final(Error),
+}
+
+/// A hub's endpoint with the token for it.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    agent: Agent,
+    base: String,
+    token: Option<String>,
+}
+
+impl Endpoint {
+    /// `base` is scheme, host and port, such as `https://huggingface.co`.
+    pub fn new(base: &str, token: Option<String>) -> Self {
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(20)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .user_agent(concat!("immunise/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Self { agent: Agent::new_with_config(config), base: base.trim_end_matches('/').to_owned(), token }
+    }
+
+    /// The address of `path` on this host.
+    pub fn address(&self, path: &str) -> String {
+        format!("{}/{path}", self.base)
+    }
+
+    /// An answer of the API as JSON. `repo` is for messages.
+    pub fn json(&self, repo: &str, path: &str) -> std::result::Result<serde_json::Value, Fault> {
+        let mut text = String::new();
+        let mut body = self.get(repo, &self.address(path), 0)?.into_body().into_reader().take(MAX_ANSWER);
+        body.read_to_string(&mut text).map_err(|error| Fault::Passing(error.to_string()))?;
+        serde_json::from_str(&text)
+            .map_err(|error| Fault::Final(Error::input(repo, format!("expected JSON from the hub: {error}"))))
+    }
+
+    /// The body of `url` from byte `from` on; the status tells whether the server heeded that.
+    pub fn get(&self, repo: &str, url: &str, from: u64) -> std::result::Result<Response<ureq::Body>, Fault> {
+        let mut url = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.agent.get(&url);
+            if from > 0 {
+                request = request.header("Range", format!("bytes={from}-"));
+            }
+            // Whoever the hub redirects to must not learn the token.
+            if let Some(token) = self.token.as_ref().filter(|_| same_host(&url, &self.base)) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(|error| Fault::Passing(error.to_string()))?;
+            let status = response.status();
+            if status.is_redirection() {
+                let target = response.headers().get("location").and_then(|value| value.to_str().ok());
+                let missing = || Fault::Final(Error::input(repo, "expected an address to be redirected to, got none"));
+                url = absolute(&url, target.ok_or_else(missing)?);
+                continue;
+            }
+            return if status.is_success() { Ok(response) } else { Err(self.refused(repo, status)) };
+        }
+        Err(Fault::Final(Error::input(repo, format!("expected at most {MAX_REDIRECTS} redirects, got more"))))
+    }
+
+    fn refused(&self, repo: &str, status: StatusCode) -> Fault {
+        let code = status.as_u16();
+        if status.is_server_error() || code == 429 || code == 408 {
+            return Fault::Passing(format!("the hub answered {code}"));
+        }
+        let error = Error::input(repo, format!("the hub answered {code}"));
+        Fault::Final(match (code, &self.token) {
+            (401 | 403, None) => error.hint(
+                "the model is gated or private: accept its terms on its page, then set HF_TOKEN to a token that may read it",
+            ),
+            (401 | 403, Some(_)) => error.hint("this token may not read the model: accept its terms, or use another"),
+            (404, _) => error.hint("there is no such model, revision or file; names are `ORG/NAME@REVISION`"),
+            _ => error,
+        })
+    }
+}
+
+/// Scheme, host and port of an address.
+fn origin(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+    &url[..end]
+}
+
+fn same_host(a: &str, b: &str) -> bool {
+    origin(a).eq_ignore_ascii_case(origin(b))
+}
+
+/// `target` as a whole address, seen from `from`.
+fn absolute(from: &str, target: &str) -> String {
+    if target.contains("://") {
+        target.to_owned()
+    } else if target.starts_with('/') {
+        format!("{}{target}", origin(from))
+    } else {
+        let parent = from.rfind('/').map_or(from, |at| &from[..at]);
+        format!("{parent}/{target}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_stays_with_its_host() {
+        let hub = "https://hub.example:8443";
+        assert!(same_host("https://HUB.example:8443/a/b?x", hub));
+        for other in ["https://hub.example/a", "http://hub.example:8443/a", "https://hub.example:8443.evil.example/"] {
+            assert!(!same_host(other, hub), "{other}");
+        }
+        assert!(!same_host("https://hub.example:8443@evil.example/", hub));
+    }
+
+    #[test]
+    fn redirects_may_be_relative() {
+        assert_eq!(absolute("https://a.b/c/d", "/e"), "https://a.b/e");
+        assert_eq!(absolute("https://a.b/c/d", "e"), "https://a.b/c/e");
+        assert_eq!(absolute("https://a.b/c/d", "https://x.y/z"), "https://x.y/z");
+    }
+}

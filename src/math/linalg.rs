@@ -1,0 +1,191 @@
+//! Ridge regression in closed form, at full or reduced rank, in f64 on the host.
+//!
+//! *Source*: METHOD §2. With `G = Σ w·x·xᵀ + μI = LLᵀ` and `C = Σ w·e·xᵀ` the change that fits `e` best is
+//! `D* = C·G⁻¹`; among all of rank r it is `SVD_r(C·L⁻ᵀ)·L⁻¹`, because `‖(D − D*)·L‖` is what is left.
+
+use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
+use faer::{Mat, Par, Side};
+
+use super::gemm::{View, gemm};
+
+/// Sums of a weighted least-squares problem `D·x ≈ e`.
+#[derive(Debug, Clone)]
+pub struct Ridge {
+    d_out: usize,
+    d_in: usize,
+    gram: Vec<f64>,
+    cross: Vec<f64>,
+}
+
+/// A change `B·A` of reduced rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors {
+    /// Rows of `a`.
+    pub rank: usize,
+    /// `[rank, d_in]`, row by row.
+    pub a: Vec<f32>,
+    /// `[d_out, rank]`, row by row.
+    pub b: Vec<f32>,
+}
+
+impl Ridge {
+    /// No rows yet.
+    #[must_use]
+    pub fn new(d_out: usize, d_in: usize) -> Self {
+        Self { d_out, d_in, gram: vec![0.0; d_in * d_in], cross: vec![0.0; d_out * d_in] }
+    }
+
+    /// Adds rows `x` `[n, d_in]` whose errors are `e` `[n, d_out]`, both multiplied by the root of their weight already.
+    ///
+    /// # Panics
+    /// When the two have different numbers of rows: an internal error.
+    pub fn add(&mut self, x: &[f32], e: &[f32]) {
+        let (d_in, d_out) = (self.d_in, self.d_out);
+        let rows = x.len() / d_in;
+        assert_eq!(rows * d_out, e.len(), "every row has one error");
+        add_product(&mut self.gram, (d_in, rows, d_in), x, x);
+        add_product(&mut self.cross, (d_out, rows, d_in), e, x);
+    }
+
+    /// The best change of at most `rank` (0: any rank), with `mu` times the mean of the Gram matrix's diagonal added to it.
+    ///
+    /// `None` when the sums are not finite or the matrix is singular in spite of the ridge.
+    #[must_use]
+    pub fn solve(&self, rank: usize, mu: f64) -> Option<Factors> {
+        let (d_in, d_out) = (self.d_in, self.d_out);
+        let mean = (0..d_in).map(|i| self.gram[i * d_in + i]).sum::<f64>() / d_in.max(1) as f64;
+        if !mean.is_normal() {
+            return None;
+        }
+        let ridge = mu.max(1e-12) * mean;
+        let gram = Mat::from_fn(d_in, d_in, |i, j| self.gram[i * d_in + j] + if i == j { ridge } else { 0.0 });
+        let factor = gram.llt(Side::Lower).ok()?;
+        // Rows of C are columns here: L⁻¹Cᵀ = (C·L⁻ᵀ)ᵀ.
+        let mut scaled = Mat::from_fn(d_in, d_out, |i, j| self.cross[j * d_in + i]);
+        solve_lower_triangular_in_place(factor.L(), scaled.as_mut(), Par::Seq);
+        let full = d_in.min(d_out);
+        let rank = if rank == 0 { full } else { rank.min(full) };
+        let svd = scaled.thin_svd().ok()?;
+        let (left, right, values) = (svd.U(), svd.V(), svd.S().column_vector());
+        // Both factors take the root of each singular value, so that neither is tiny.
+        let root = |k: usize| values[k].max(0.0).sqrt();
+        let mut a = Mat::from_fn(d_in, rank, |i, k| left[(i, k)] * root(k));
+        solve_upper_triangular_in_place(factor.L().transpose(), a.as_mut(), Par::Seq);
+        let factors = Factors {
+            rank,
+            a: (0..rank).flat_map(|k| (0..d_in).map(move |i| (k, i))).map(|(k, i)| a[(i, k)] as f32).collect(),
+            b: (0..d_out)
+                .flat_map(|j| (0..rank).map(move |k| (j, k)))
+                .map(|(j, k)| (right[(j, k)] * root(k)) as f32)
+                .collect(),
+        };
+        factors.a.iter().chain(&factors.b).all(|v| v.is_finite()).then_some(factors)
+    }
+}
+
+/// `sum += leftᵀ·right` for `left` `[rows, m]` and `right` `[rows, n]`: f32 within a batch, f64 over batches.
+fn add_product(sum: &mut [f64], (m, rows, n): (usize, usize, usize), left: &[f32], right: &[f32]) {
+    let mut product = vec![0.0; m * n];
+    gemm((m, rows, n), View::rows(left, m).t(), View::rows(right, n), &mut product, n, 0.0, 1.0);
+    sum.iter_mut().zip(product).for_each(|(s, p)| *s += f64::from(p));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::math::seed::Stream;
+
+    fn problem(rows: usize, d_in: usize, d_out: usize) -> (Vec<f32>, Vec<f32>, Ridge) {
+        let mut stream = Stream::new(9, "ridge");
+        let (x, e) = (stream.gaussian(rows * d_in, 1.0), stream.gaussian(rows * d_out, 1.0));
+        let mut ridge = Ridge::new(d_out, d_in);
+        for (x, e) in x.chunks(8 * d_in).zip(e.chunks(8 * d_out)) {
+            ridge.add(x, e);
+        }
+        (x, e, ridge)
+    }
+
+    fn delta(f: &Factors, d_out: usize, d_in: usize) -> Vec<f64> {
+        let entry = |j: usize, i: usize| {
+            (0..f.rank).map(|k| f64::from(f.b[j * f.rank + k]) * f64::from(f.a[k * d_in + i])).sum()
+        };
+        (0..d_out).flat_map(|j| (0..d_in).map(move |i| (j, i))).map(|(j, i)| entry(j, i)).collect()
+    }
+
+    fn loss(delta: &[f64], x: &[f32], e: &[f32], d_in: usize, d_out: usize) -> f64 {
+        x.chunks(d_in)
+            .zip(e.chunks(d_out))
+            .map(|(x, e)| {
+                let miss = |j: usize| {
+                    let out: f64 = (0..d_in).map(|i| delta[j * d_in + i] * f64::from(x[i])).sum();
+                    (out - f64::from(e[j])).powi(2)
+                };
+                (0..d_out).map(miss).sum::<f64>()
+            })
+            .sum()
+    }
+
+    #[test]
+    fn the_closed_form_is_where_gradient_descent_ends() {
+        let (d_in, d_out) = (6, 4);
+        let (x, e, ridge) = problem(40, d_in, d_out);
+        let closed = delta(&ridge.solve(0, 0.0).unwrap(), d_out, d_in);
+        let mut descent = vec![0.0; d_in * d_out];
+        for _ in 0..4000 {
+            let mut gradient = vec![0.0; descent.len()];
+            for (x, e) in x.chunks(d_in).zip(e.chunks(d_out)) {
+                for j in 0..d_out {
+                    let out: f64 = (0..d_in).map(|i| descent[j * d_in + i] * f64::from(x[i])).sum();
+                    let miss = out - f64::from(e[j]);
+                    (0..d_in).for_each(|i| gradient[j * d_in + i] += miss * f64::from(x[i]));
+                }
+            }
+            descent.iter_mut().zip(&gradient).for_each(|(d, g)| *d -= 0.01 * g);
+        }
+        assert!(closed.iter().zip(&descent).all(|(a, b)| (a - b).abs() < 1e-4), "{closed:?} {descent:?}");
+    }
+
+    #[test]
+    fn no_change_of_that_rank_is_better() {
+        let (d_in, d_out) = (5, 4);
+        let (x, e, ridge) = problem(30, d_in, d_out);
+        let best = delta(&ridge.solve(1, 0.0).unwrap(), d_out, d_in);
+        let reached = loss(&best, &x, &e, d_in, d_out);
+        // Alternating least squares from many starts is the brute force here.
+        let mut stream = Stream::new(4, "starts");
+        let mut brute = f64::INFINITY;
+        for _ in 0..20 {
+            let mut a: Vec<f64> = (0..d_in).map(|_| stream.normal()).collect();
+            let mut b = vec![0.0; d_out];
+            for _ in 0..300 {
+                let along = |x: &[f32], a: &[f64]| x.iter().zip(a).map(|(x, a)| f64::from(*x) * a).sum::<f64>();
+                let total: f64 = x.chunks(d_in).map(|x| along(x, &a).powi(2)).sum();
+                for (j, b) in b.iter_mut().enumerate() {
+                    let sum: f64 =
+                        x.chunks(d_in).zip(e.chunks(d_out)).map(|(x, e)| along(x, &a) * f64::from(e[j])).sum();
+                    *b = sum / total;
+                }
+                // With b fixed, a solves the normal equations of Xa = E·b/‖b‖².
+                let norm: f64 = b.iter().map(|v| v * v).sum();
+                let mut one = Ridge::new(1, d_in);
+                for (x, e) in x.chunks(d_in).zip(e.chunks(d_out)) {
+                    let target = e.iter().zip(&b).map(|(e, b)| f64::from(*e) * b).sum::<f64>() / norm;
+                    one.add(x, &[target as f32]);
+                }
+                a = delta(&one.solve(0, 0.0).unwrap(), 1, d_in);
+            }
+            let outer: Vec<f64> = b.iter().flat_map(|b| a.iter().map(move |a| a * b)).collect();
+            brute = brute.min(loss(&outer, &x, &e, d_in, d_out));
+        }
+        assert!(reached <= brute * (1.0 + 1e-5) && brute <= reached * (1.0 + 1e-3), "{reached} {brute}");
+    }
+
+    #[test]
+    fn nothing_to_fit_changes_nothing() {
+        let mut ridge = Ridge::new(3, 4);
+        ridge.add(&Stream::new(1, "x").gaussian(20, 1.0), &[0.0; 15]);
+        let factors = ridge.solve(2, 1e-6).unwrap();
+        assert!(delta(&factors, 3, 4).iter().all(|v| v.abs() < 1e-12));
+        assert!(Ridge::new(3, 4).solve(2, 0.0).is_none(), "no rows at all");
+    }
+}

@@ -1,0 +1,93 @@
+//! A report as JUnit XML, for the test views of CI systems: a case for every gated row, task and clean measurement.
+
+use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
+
+use super::schema::{AttackRow, Finding, Report, Severity, UtilityRow, Verdict};
+use super::wording::{blocks, percent};
+use crate::{Error, Result};
+
+/// The report as JUnit XML. No times: a report holds none.
+///
+/// The verdict is a case of its own, so that a run whose gates could not be decided is red too.
+///
+/// # Errors
+/// [`Error::Input`] when the document cannot be written.
+pub fn render(report: &Report) -> Result<String> {
+    let mut document = Document::new("immunise");
+    let mut verdict = TestSuite::new("verdict");
+    verdict.add_test_case(case("verdict", &verdict_problem(report)));
+    let mut attacks = TestSuite::new("attacks");
+    attacks.add_test_cases(report.attacks.iter().chain(&report.controls).map(attack));
+    let mut utility = TestSuite::new("utility");
+    utility.add_test_cases(report.utility.iter().map(task));
+    document.add_test_suites([verdict, attacks, utility]);
+    document.to_string().map_err(|error| Error::input("JUnit report", error.to_string()))
+}
+
+fn case(name: &str, problem: &Option<(String, String)>) -> TestCase {
+    let mut status = TestCaseStatus::success();
+    if let Some((kind, message)) = problem {
+        status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+        status.set_type(kind.as_str()).set_message(message.as_str());
+    }
+    TestCase::new(name, status)
+}
+
+fn verdict_problem(report: &Report) -> Option<(String, String)> {
+    let against = |finding: &&Finding| finding.severity == Severity::Error;
+    let told: Vec<&str> = report.findings.iter().filter(against).map(|finding| finding.message.as_str()).collect();
+    match report.verdict {
+        Verdict::Pass => None,
+        verdict => Some((verdict.word().to_owned(), told.join("; "))),
+    }
+}
+
+fn attack(row: &AttackRow) -> TestCase {
+    let knowledge = match (row.control, row.adaptive) {
+        (true, _) => "control",
+        (false, true) => "re-fitted",
+        (false, false) => "frozen",
+    };
+    let name = format!("{} at {}, {} tokens, {knowledge}", row.name, blocks(&row.layers), row.positions);
+    let o = &row.hardened;
+    let measured = format!("asr {} ({} to {}, n = {})", percent(o.asr), percent(o.low), percent(o.high), o.n);
+    let broken = row.bound.is_some_and(|bound| o.low > bound);
+    let mut case = if broken {
+        case(&name, &Some(("asr-above-bound".into(), format!("{measured}; reproduce: {}", row.reproduce))))
+    } else if row.applicable {
+        case(&name, &None)
+    } else {
+        let mut status = TestCaseStatus::skipped();
+        status.set_message("the un-hardened model withstands this attack: nothing to defend");
+        TestCase::new(name, status)
+    };
+    case.set_system_out(measured);
+    case
+}
+
+fn task(row: &UtilityRow) -> TestCase {
+    let measured = format!("{} {}: {}", row.task, row.metric, row.amount(row.hardened.value));
+    let problem = (row.ok == Some(false)).then(|| ("utility-below-bound".to_owned(), measured.clone()));
+    let mut case = case(&row.task, &problem);
+    case.set_system_out(measured);
+    case
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn a_failed_report_has_a_failed_case_and_well_formed_xml() {
+        let mut report = sample::report();
+        report.verdict = Verdict::Fail;
+        let text = render(&report).unwrap();
+        assert!(text.starts_with("<?xml") && text.contains("<failure type=\"fail\""), "{text}");
+        assert_eq!(text.matches("<testsuite ").count(), 3);
+        let cases = 1 + report.attacks.len() + report.controls.len() + report.utility.len();
+        assert_eq!(text.matches("<testcase ").count(), cases);
+        report.verdict = Verdict::Pass;
+        assert!(!render(&report).unwrap().contains("type=\"fail\""));
+    }
+}

@@ -1,0 +1,253 @@
+//! Downloads from a hub that misbehaves: a local server that drops, lies, stalls and redirects, over real HTTP.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use immunise::Result;
+use immunise::event::Silent;
+use immunise::hub::{Cache, Hub, RepoId, Snapshot};
+use sha2::{Digest as _, Sha256};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// How the server treats the content of `model.safetensors`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// Closes the connection after half of what was asked for, so many times.
+    Drops(usize),
+    /// Answers 503, so many times.
+    Busy(usize),
+    /// Sends other bytes of the same length, always.
+    WrongBytes,
+    /// Ignores ranges and drops once.
+    NoRanges,
+    /// Sends the content from another host.
+    Redirects,
+    /// Refuses everything.
+    Gated,
+    /// Knows nothing.
+    Missing,
+}
+
+struct Server {
+    address: String,
+    log: Arc<Mutex<Vec<Request>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Request {
+    path: String,
+    authorised: bool,
+    range: Option<u64>,
+}
+
+fn files() -> BTreeMap<&'static str, Vec<u8>> {
+    let weights: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    BTreeMap::from([
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{\"version\":\"1.0\"}".to_vec()),
+        ("model.safetensors", weights),
+        ("pytorch_model.bin", b"never wanted".to_vec()),
+    ])
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Server {
+    /// Starts a server; `elsewhere` is the address that it redirects to.
+    fn start(fault: Fault, elsewhere: Option<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (seen, left) = (Arc::clone(&log), Arc::new(Mutex::new(fault)));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (seen, left, elsewhere) = (Arc::clone(&seen), Arc::clone(&left), elsewhere.clone());
+                thread::spawn(move || {
+                    let _ = answer(stream, &seen, &left, elsewhere.as_deref());
+                });
+            }
+        });
+        Self { address, log }
+    }
+
+    fn requests(&self) -> Vec<Request> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+fn answer(
+    mut stream: TcpStream,
+    seen: &Mutex<Vec<Request>>,
+    left: &Mutex<Fault>,
+    elsewhere: Option<&str>,
+) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let (mut range, mut authorised) = (None, false);
+    for line in lines.by_ref() {
+        let line = line?.to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("range: bytes=") {
+            range = value.trim_end_matches('-').parse().ok();
+        }
+        authorised |= line.starts_with("authorization: bearer secret");
+    }
+    seen.lock().unwrap().push(Request { path: path.clone(), authorised, range });
+    let fault = *left.lock().unwrap();
+    let mut send = |status: &str, headers: &str, length: usize, body: &[u8]| {
+        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n")?;
+        stream.write_all(body)
+    };
+    match fault {
+        Fault::Gated => return send("403 Forbidden", "", 0, b""),
+        Fault::Missing => return send("404 Not Found", "", 0, b""),
+        _ => {}
+    }
+    if path.starts_with("/api/models/org/name/revision/") {
+        let body = format!("{{\"sha\": \"{COMMIT}\"}}");
+        return send("200 OK", "", body.len(), body.as_bytes());
+    }
+    if path.starts_with("/api/models/org/name/tree/") {
+        let rows: Vec<serde_json::Value> = files()
+            .iter()
+            .map(|(name, bytes)| {
+                let digest = sha256(bytes);
+                let mut row =
+                    serde_json::json!({"type": "file", "path": name, "size": bytes.len(), "oid": &digest[..40]});
+                if name.ends_with(".safetensors") {
+                    row["lfs"] = serde_json::json!({"oid": digest, "size": bytes.len()});
+                }
+                row
+            })
+            .collect();
+        let body = serde_json::to_string(&rows)?;
+        return send("200 OK", "", body.len(), body.as_bytes());
+    }
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let Some(bytes) = files().remove(name) else { return send("404 Not Found", "", 0, b"") };
+    if name != "model.safetensors" {
+        return send("200 OK", "", bytes.len(), &bytes);
+    }
+    if let (Fault::Redirects, Some(elsewhere)) = (fault, elsewhere) {
+        return send("302 Found", &format!("Location: {elsewhere}/blob/model.safetensors\r\n"), 0, b"");
+    }
+    let from = range.filter(|_| fault != Fault::NoRanges).unwrap_or(0) as usize;
+    let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+    let rest = &bytes[from..];
+    match fault {
+        Fault::Busy(n) if n > 0 => {
+            *left.lock().unwrap() = Fault::Busy(n - 1);
+            send("503 Service Unavailable", "", 0, b"")
+        }
+        Fault::Drops(n) if n > 0 => {
+            *left.lock().unwrap() = Fault::Drops(n - 1);
+            send(status, "", rest.len(), &rest[..rest.len() / 2])
+        }
+        Fault::NoRanges if range.is_none() => send("200 OK", "", rest.len(), &rest[..rest.len() / 2]),
+        Fault::WrongBytes => send(status, "", rest.len(), &vec![7; rest.len()]),
+        _ => send(status, "", rest.len(), rest),
+    }
+}
+
+fn hub(server: &Server, root: &std::path::Path) -> Hub {
+    Hub::new(Cache::at(root), &server.address, Some("secret\n".into())).with_pause(Duration::from_millis(1))
+}
+
+fn fetch(server: &Server, root: &std::path::Path) -> Result<Snapshot> {
+    hub(server, root).fetch(&RepoId::parse("org/name").unwrap(), &Silent)
+}
+
+fn intact(snapshot: &Snapshot) {
+    assert_eq!(snapshot.revision.as_deref(), Some(COMMIT));
+    for (name, bytes) in files() {
+        let path = snapshot.dir.join(name);
+        if name.ends_with(".bin") {
+            assert!(!path.exists(), "{name} is of no use");
+        } else {
+            assert!(fs::read(&path).unwrap() == bytes, "{name}");
+        }
+    }
+}
+
+#[test]
+fn passing_faults_are_survived() {
+    for fault in [Fault::None, Fault::Drops(3), Fault::Busy(3), Fault::NoRanges] {
+        let (server, root) = (Server::start(fault, None), tempfile::tempdir().unwrap());
+        intact(&fetch(&server, root.path()).unwrap_or_else(|error| panic!("{fault:?}: {error}")));
+        assert_eq!(fs::read_to_string(root.path().join("models--org--name/refs/main")).unwrap(), COMMIT);
+    }
+}
+
+#[test]
+fn a_download_goes_on_where_it_stopped() {
+    // More drops than there are attempts: the first run fails, the second needs the rest only.
+    let (server, root) = (Server::start(Fault::Drops(6), None), tempfile::tempdir().unwrap());
+    let error = fetch(&server, root.path()).unwrap_err();
+    assert!(error.to_string().contains("goes on from there"), "{error}");
+    assert!(!root.path().join("models--org--name/refs/main").exists(), "nothing points to a snapshot in the making");
+    intact(&fetch(&server, root.path()).unwrap());
+    let ranges: Vec<u64> = server.requests().iter().filter_map(|request| request.range).collect();
+    assert!(ranges.len() >= 6 && ranges.is_sorted(), "{ranges:?}");
+}
+
+#[test]
+fn bytes_that_do_not_match_the_digest_never_count() {
+    let (server, root) = (Server::start(Fault::WrongBytes, None), tempfile::tempdir().unwrap());
+    let error = fetch(&server, root.path()).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("model.safetensors did not arrive"), "{error}");
+    let blob = root.path().join("models--org--name/blobs").join(sha256(&files()["model.safetensors"]));
+    assert!(!blob.exists() && !blob.with_extension("incomplete").exists());
+}
+
+#[test]
+fn the_token_is_for_the_hub_alone() {
+    let other = Server::start(Fault::None, None);
+    let server = Server::start(Fault::Redirects, Some(other.address.clone()));
+    let root = tempfile::tempdir().unwrap();
+    intact(&fetch(&server, root.path()).unwrap());
+    assert!(server.requests().iter().all(|request| request.authorised));
+    let there = other.requests();
+    assert!(!there.is_empty() && there.iter().all(|request| !request.authorised), "{there:?}");
+}
+
+#[test]
+fn offline_and_known_commits_need_no_request() {
+    let (server, root) = (Server::start(Fault::None, None), tempfile::tempdir().unwrap());
+    let name = RepoId::parse("org/name").unwrap();
+    let error = hub(&server, root.path()).offline().fetch(&name, &Silent).unwrap_err();
+    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    assert!(server.requests().is_empty());
+    fetch(&server, root.path()).unwrap();
+    let before = server.requests().len();
+    let pinned = RepoId::parse(&format!("org/name@{COMMIT}")).unwrap();
+    intact(&hub(&server, root.path()).fetch(&pinned, &Silent).unwrap());
+    intact(&hub(&server, root.path()).offline().fetch(&name, &Silent).unwrap());
+    assert_eq!(server.requests().len(), before);
+}
+
+#[test]
+fn refusals_are_explained() {
+    for (fault, hint) in [(Fault::Gated, "accept its terms"), (Fault::Missing, "no such model")] {
+        let (server, root) = (Server::start(fault, None), tempfile::tempdir().unwrap());
+        let error = fetch(&server, root.path()).unwrap_err();
+        assert!(error.to_string().contains(hint) && error.exit_code() == 3, "{error}");
+    }
+    // Nobody listens there.
+    let root = tempfile::tempdir().unwrap();
+    let nowhere = Hub::new(Cache::at(root.path()), "http://127.0.0.1:9", None).with_pause(Duration::ZERO);
+    let error = nowhere.fetch(&RepoId::parse("org/name").unwrap(), &Silent).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+}
