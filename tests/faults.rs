@@ -100,7 +100,8 @@ fn run(
     adversary: &Scripted,
 ) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
-    let outcome = et::run(spec, faults, layers, &decoder(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
+    let outcome =
+        et::run(spec, faults, layers, (&decoder()).into(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 
@@ -233,7 +234,7 @@ fn training_neutralises_the_edit_it_has_seen() {
 
 fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
-    let outcome = et_closed::run(spec, &[1], &decoder(), &data(0), adversary, 5, &Silent, &mut store).unwrap();
+    let outcome = et_closed::run(spec, &[1], (&decoder()).into(), &data(0), adversary, 5, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 

@@ -109,11 +109,11 @@ fn a_learned_edit_breaks_most_blocks_and_its_random_twin_none() {
 fn ablating_the_refusal_direction_breaks_it() {
     let attack = SUBJECT.corpus().attack().unwrap();
     let collect =
-        |contrast, back| Classes::collect(&SUBJECT.decoder, &attack, contrast, 80, Point::ResidPre, back).unwrap();
+        |contrast, back| Classes::collect(&SUBJECT.decoder, &attack, contrast, 320, Point::ResidPre, back).unwrap();
     let endings = 0..shared_ending(&attack);
     let blocks = endings.flat_map(|back| contrasts(&attack).into_iter().flat_map(move |c| collect(c, back)));
     // The best block is chosen on the validation split and scored once on the evaluation split.
-    let validation = SUBJECT.corpus().questions(Split::Validation, Kind::Hazard, 48).unwrap();
+    let validation = SUBJECT.corpus().questions(Split::Validation, Kind::Hazard, 240).unwrap();
     let (best, chosen) = blocks
         .filter_map(|classes| classes.projection(1).ok())
         .map(|edit| {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::anchor::{Anchors, Asked};
 use super::spec::AdversarialSpec;
 use super::trainable::Trainable;
-use super::{DefenceData, StageOutcome, UnitStore};
+use super::{DefenceData, StageOutcome, UnitStore, Weighed};
 use crate::Result;
 use crate::event::{Event, Observer};
 use crate::intervention::{Placed, Positions};
@@ -54,7 +54,7 @@ pub trait PoolAdversary: Send {
     fn restore(&mut self, from: &Snapshot, decoder: &Decoder) -> Result<()>;
 }
 
-/// Trains adapters on `layers` of `decoder`.
+/// Trains adapters on `layers` of the current weights towards what the original ones answer.
 ///
 /// # Errors
 /// As [`Decoder::run`], and those of the adversary and the store.
@@ -62,18 +62,19 @@ pub trait PoolAdversary: Send {
 pub fn run(
     spec: &AdversarialSpec,
     layers: &[usize],
-    decoder: &Decoder,
+    weights: Weighed<'_>,
     data: &DefenceData,
     adversary: &mut dyn PoolAdversary,
     seed: u64,
     observer: &dyn Observer,
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
+    let Weighed { original, current: decoder } = weights;
     let adapters = Trainable::fresh(decoder, layers, spec.rank, &mut Stream::new(seed, "adversarial/adapters"))?;
     let adapted = adapters.attach(decoder)?;
     // Clean refusals are anchors too: what an edit may not change, its absence may not change either.
     let everything: Vec<_> = data.hazards.iter().chain(&data.anchors).cloned().collect();
-    let anchors = Anchors::new(decoder, &everything, data.pad)?;
+    let anchors = Anchors::new(original, &everything, data.pad)?;
     let questions = Questions { spec, data };
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
     let mut run = Run {

@@ -13,7 +13,7 @@ use super::local::{self, BlockTrainer, Given, Local};
 use super::neutralise::Neutralisation;
 use super::spec::EtSpec;
 use super::trainable::Trainable;
-use super::{Adversary, DefenceData, StageOutcome, UnitStore};
+use super::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed};
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::event::Observer;
@@ -47,7 +47,7 @@ pub fn run(
     spec: &EtSpec,
     faults: Faults,
     layers: &[usize],
-    decoder: &Decoder,
+    weights: Weighed<'_>,
     data: &DefenceData,
     adversary: &dyn Adversary,
     seed: u64,
@@ -62,7 +62,8 @@ pub fn run(
         revert: spec.revert,
         sizes: (spec.batch, spec.prompts, spec.anchors),
     };
-    let given = Given { decoder, data, adversary, seed };
+    let given = Given { weights, data, adversary, seed };
+    let decoder = weights.current;
     local::run(settings, layers, &given, observer, store, |layer, stream| {
         let trainable = match faults {
             Faults::Avoided => Trainable::fresh(decoder, &[layer], spec.rank, stream)?,

@@ -12,7 +12,7 @@ use ndarray::Array2;
 use super::local::{self, BlockTrainer, Given, Local};
 use super::neutralise::{Cached, Neutralisation, Target};
 use super::spec::EtClosedSpec;
-use super::{Adversary, DefenceData, StageOutcome, UnitStore};
+use super::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::Observer;
 use crate::intervention::Placed;
@@ -34,7 +34,7 @@ const STEPS: [&[Module]; 4] =
 pub fn run(
     spec: &EtClosedSpec,
     layers: &[usize],
-    decoder: &Decoder,
+    weights: Weighed<'_>,
     data: &DefenceData,
     adversary: &dyn Adversary,
     seed: u64,
@@ -49,9 +49,10 @@ pub fn run(
         revert: spec.revert,
         sizes: (32, spec.prompts, spec.anchors),
     };
-    let given = Given { decoder, data, adversary, seed };
+    let given = Given { weights, data, adversary, seed };
+    let decoder = weights.current;
     local::run(settings, layers, &given, observer, store, |layer, _| {
-        Ok(Closed { spec, layer, original: decoder.clone(), adapters: AdapterSet::new() })
+        Ok(Closed { spec, layer, start: decoder.clone(), adapters: AdapterSet::new() })
     })
 }
 
@@ -59,7 +60,8 @@ pub fn run(
 struct Closed<'a> {
     spec: &'a EtClosedSpec,
     layer: usize,
-    original: Decoder,
+    /// The weights that the changes are added to.
+    start: Decoder,
     adapters: AdapterSet,
 }
 
@@ -73,7 +75,7 @@ struct Source<'a> {
 }
 
 impl BlockTrainer for Closed<'_> {
-    /// Solves all maps anew, from the original weights.
+    /// Solves all maps anew, from the weights that the stage began with.
     fn train(&mut self, task: &Neutralisation, bank: &[Placed], _: &mut Stream) -> Result<()> {
         self.adapters = AdapterSet::new();
         let mut inputs: Vec<(&Cached, Tensor, f64)> = vec![];
@@ -89,11 +91,11 @@ impl BlockTrainer for Closed<'_> {
         let sources: Vec<Source<'_>> = inputs
             .into_iter()
             .map(|(cached, input, weight)| {
-                let clean = self.original.block_parts(self.layer, &cached.input, &cached.batch)?;
+                let clean = task.original.block_parts(self.layer, &cached.input, &cached.batch)?;
                 Ok(Source { cached, input, weight, clean })
             })
             .collect::<Result<_>>()?;
-        let mut current = self.original.clone();
+        let mut current = self.start.clone();
         for modules in STEPS {
             let mut ridges: Vec<Ridge> = modules
                 .iter()
@@ -105,7 +107,7 @@ impl BlockTrainer for Closed<'_> {
             for source in &sources {
                 let parts = current.block_parts(self.layer, &source.input, &source.cached.batch)?;
                 for (module, ridge) in modules.iter().zip(&mut ridges) {
-                    accumulate(ridge, *module, &current, self.layer, source, &parts)?;
+                    accumulate(ridge, *module, (&task.original, &current), self.layer, source, &parts)?;
                 }
             }
             for (module, ridge) in modules.iter().zip(&ridges) {
@@ -120,7 +122,7 @@ impl BlockTrainer for Closed<'_> {
                     Adapter::new(shaped(solved.rank, d_in, solved.a)?, shaped(d_out, solved.rank, solved.b)?, 1.0)?;
                 self.adapters.insert(name.clone(), adapter);
             }
-            current = super::trainable::merge(&self.original, &self.adapters)?;
+            current = super::trainable::merge(&self.start, &self.adapters)?;
         }
         Ok(())
     }
@@ -134,13 +136,12 @@ impl BlockTrainer for Closed<'_> {
 fn accumulate(
     ridge: &mut Ridge,
     module: Module,
-    current: &Decoder,
+    (original, current): (&Decoder, &Decoder),
     layer: usize,
     source: &Source<'_>,
     parts: &BlockParts,
 ) -> Result<()> {
     let map = current.block(layer).map(module);
-    let bare = map.with_weight(map.weight().clone());
     let (input, clean_input) = match module {
         Module::Q | Module::K | Module::V => (&parts.attention_in, &source.clean.attention_in),
         Module::O => (&parts.z, &source.clean.z),
@@ -149,13 +150,12 @@ fn accumulate(
     };
     let width = input.dim(2)?;
     let x = input.reshape(((), width))?;
-    // The maps of one step are not changed before all of them are solved, so `bare` is the original here.
     let target = match module {
         Module::O => source.cached.attention.value.clone(),
         Module::Down => source.cached.mlp.value.clone(),
-        _ => bare.forward(&clean_input.reshape(((), width))?)?,
+        _ => original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?,
     };
-    let error = (&target - bare.forward(&x)?)?;
+    let error = (&target - map.forward(&x)?)?;
     let mask = source.cached.batch.token_mask(1, x.device())?;
     let weight = (Target::new(target, &mask)?.weight * source.weight)?.sqrt()?;
     ridge.add(&host_values(&x.broadcast_mul(&weight)?)?, &host_values(&error.broadcast_mul(&weight)?)?);

@@ -11,12 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::neutralise::Neutralisation;
 use super::trainable::merge;
-use super::{Adversary, BlockOutcome, DefenceData, StageOutcome, UnitStore};
+use super::{Adversary, BlockOutcome, DefenceData, StageOutcome, UnitStore, Weighed};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::{Event, Observer};
 use crate::intervention::Placed;
 use crate::math::seed::Stream;
-use crate::model::Decoder;
 use crate::{Error, Result};
 
 /// How a stage trains one block.
@@ -47,8 +46,8 @@ pub(super) struct Local {
 
 /// Everything that a block-local stage is given.
 pub(super) struct Given<'a> {
-    /// The un-hardened model.
-    pub decoder: &'a Decoder,
+    /// Targets and the weights that are changed.
+    pub weights: Weighed<'a>,
     /// What it trains on.
     pub data: &'a DefenceData,
     /// Who attacks it.
@@ -60,7 +59,7 @@ pub(super) struct Given<'a> {
 /// Hardens each of `layers` with the trainer that `make(layer, stream)` gives.
 ///
 /// # Errors
-/// Those of the adversary, of [`Decoder::run`] and of the store.
+/// Those of the adversary, of [`crate::model::Decoder::run`] and of the store.
 pub(super) fn run<T: BlockTrainer>(
     settings: Local,
     layers: &[usize],
@@ -162,9 +161,9 @@ fn harden_block<T: BlockTrainer>(
     given: &Given<'_>,
     make: &(impl Fn(usize, &mut Stream) -> Result<T> + Sync),
 ) -> Result<Unit> {
-    let Given { decoder, data, adversary, seed } = *given;
+    let Given { weights: Weighed { original, current: decoder }, data, adversary, seed } = *given;
     let mut stream = Stream::new(seed, &key(settings.name, layer));
-    let task = Neutralisation::new(layer, decoder, data, settings.sizes, &mut stream)?;
+    let task = Neutralisation::new(layer, original, data, settings.sizes, &mut stream)?;
     let mut trainer = make(layer, &mut stream)?;
     // Nothing is dropped from the bank between rounds.
     let first = settings.bank.max(1);

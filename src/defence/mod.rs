@@ -21,6 +21,22 @@ use crate::intervention::Edit;
 use crate::model::Decoder;
 pub use finetune::Dialogue;
 
+/// The weights before any stage, and as the stages so far left them.
+#[derive(Debug, Clone, Copy)]
+pub struct Weighed<'a> {
+    /// The un-hardened model: where every target comes from, so that no stage inherits another's drift.
+    pub original: &'a Decoder,
+    /// What this stage changes.
+    pub current: &'a Decoder,
+}
+
+impl<'a> From<&'a Decoder> for Weighed<'a> {
+    /// A first stage.
+    fn from(decoder: &'a Decoder) -> Self {
+        Self { original: decoder, current: decoder }
+    }
+}
+
 /// What a defence trains on, in token ids. None of it is in a split that anything is measured on.
 #[derive(Debug, Clone, Default)]
 pub struct DefenceData {

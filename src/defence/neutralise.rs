@@ -1,6 +1,6 @@
 //! The block-local problem: compute on an edited input what the original computes on the clean one.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::anchor::batch_of;
 use super::{DefenceData, Dialogue};
@@ -14,6 +14,8 @@ const RELATIVE_FLOOR: f64 = 1e-2;
 
 /// The training problem of one block: cached clean inputs and original targets of hazards and anchors.
 pub(super) struct Neutralisation {
+    /// The model that targets come from.
+    pub original: Decoder,
     pub layer: usize,
     pub hazards: Vec<Cached>,
     pub anchors: Vec<Cached>,
@@ -35,7 +37,7 @@ pub(super) struct Target {
 
 impl Target {
     pub fn new(value: Tensor, mask: &Tensor) -> Result<Self> {
-        let width = value.dim(2)?;
+        let width = value.dim(D::Minus1)?;
         let value = value.detach().reshape(((), width))?;
         let squares = value.sqr()?.sum_keepdim(1)?;
         let tokens = f64::from(mask.sum_all()?.to_scalar::<f32>()?).max(1.0);
@@ -71,7 +73,7 @@ impl Neutralisation {
         if hazards.is_empty() {
             return Err(Error::input("defence data", "expected hazardous prompts, got none"));
         }
-        Ok(Self { layer, hazards, anchors })
+        Ok(Self { original: original.clone(), layer, hazards, anchors })
     }
 
     /// `error(a) + error(m)` of `decoder`'s block on an input, against the original's clean outputs.

@@ -25,7 +25,7 @@ use crate::model::prompt::PromptEncoder;
 use crate::{Error, Result};
 
 /// Hazards that choices are made on, at most.
-pub const VALIDATION_PROMPTS: usize = 48;
+pub const VALIDATION_PROMPTS: usize = 96;
 
 /// Dialogues among a defence's anchors, at most, by kind: over-refusal shows in twins first, and forgetting in the rest.
 const ANCHORS: [(Kind, usize); 5] =

@@ -17,7 +17,7 @@ use super::stage::{StageData, run_stage};
 use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge, peft};
 use crate::checkpoint::{Checkpoint, Digest, Staged, patch};
-use crate::defence::{BlockOutcome, UnitStore as _};
+use crate::defence::{BlockOutcome, UnitStore as _, Weighed};
 use crate::event::{Event, Observer};
 use crate::model::{Decoder, Module};
 use crate::recipe::{Recipe, Stage, layers};
@@ -238,7 +238,8 @@ fn train(
             }
             None => {
                 let mut store = Scoped::new(journal, format!("stage/{scope}"));
-                let outcome = run_stage(stage, layers, &decoder, data, recipe.seed, observer, &mut store)?;
+                let weights = Weighed { original: &base.decoder, current: &decoder };
+                let outcome = run_stage(stage, layers, weights, data, recipe.seed, observer, &mut store)?;
                 remove(&folder)?;
                 let adapters = if outcome.adapters.is_empty() {
                     None

@@ -7,7 +7,7 @@ use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::EtSpec;
-use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, adversarial, et, et_closed};
+use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed, adversarial, et, et_closed};
 use crate::event::Observer;
 use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
@@ -32,14 +32,14 @@ pub struct StageData {
     pub examiner: Examiner,
 }
 
-/// Runs `stage` on the blocks `layers` of `decoder`.
+/// Runs `stage` on the blocks `layers` of the current weights.
 ///
 /// # Errors
 /// Those of the stage.
 pub fn run_stage(
     stage: &Stage,
     layers: &[usize],
-    decoder: &Decoder,
+    weights: Weighed<'_>,
     data: &StageData,
     seed: u64,
     observer: &dyn Observer,
@@ -47,18 +47,18 @@ pub fn run_stage(
 ) -> Result<StageOutcome> {
     let local = |spec: &EtSpec, faults: et::Faults, store: &mut dyn UnitStore| {
         let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-        et::run(spec, faults, layers, decoder, &data.defence, &adversary, seed, observer, store)
+        et::run(spec, faults, layers, weights, &data.defence, &adversary, seed, observer, store)
     };
     match stage {
         Stage::Et(spec, _) => local(spec, et::Faults::Avoided, store),
         Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
         Stage::EtClosed(spec, _) => {
             let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-            et_closed::run(spec, layers, decoder, &data.defence, &adversary, seed, observer, store)
+            et_closed::run(spec, layers, weights, &data.defence, &adversary, seed, observer, store)
         }
         Stage::Adversarial(spec, _) => {
             let mut pool = Pool::new(spec, layers, &data.attack, seed)?;
-            adversarial::run(spec, layers, decoder, &data.defence, &mut pool, seed, observer, store)
+            adversarial::run(spec, layers, weights, &data.defence, &mut pool, seed, observer, store)
         }
     }
 }
