@@ -39,7 +39,7 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
         Edit::Heads { layer, matrices, bias, heads } => {
             let size = bias.len() / (*heads).max(1);
             // What a matrix changes is its difference from the identity.
-            let identity = |i: usize| if (i % (size * size)) % (size + 1) == 0 { 1.0 } else { 0.0 };
+            let identity = |i: usize| if (i % (size * size)).is_multiple_of(size + 1) { 1.0 } else { 0.0 };
             let change: Vec<f32> = matrices.iter().enumerate().map(|(i, v)| v - identity(i)).collect();
             let noise = random_vector(&change, stream);
             let matrices = noise.iter().enumerate().map(|(i, v)| v + identity(i)).collect();

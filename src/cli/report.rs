@@ -1,7 +1,7 @@
 //! `immunise report`: joins the parts of a sharded measurement, and shows a report in other forms.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 
@@ -62,7 +62,7 @@ enum Form {
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     match &args.command {
         Command::Merge { parts, policy, overrides, out } => {
-            let reports = parts.iter().map(read).collect::<Result<Vec<_>>>()?;
+            let reports = parts.iter().map(|part| read(part)).collect::<Result<Vec<_>>>()?;
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
             let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
             let whole = merge::merge(&reports, &thresholds)?;
@@ -84,11 +84,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     }
 }
 
-fn read(path: &PathBuf) -> Result<Report> {
+fn read(path: &Path) -> Result<Report> {
     let path = [path.join("immunisation/report.json"), path.join("report.json")]
         .into_iter()
         .find(|file| file.is_file())
-        .unwrap_or_else(|| path.clone());
+        .unwrap_or_else(|| path.to_owned());
     let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
     Report::from_json(&text, &path.display().to_string())
 }

@@ -109,7 +109,7 @@ pub fn run(
         run.adam.step(&gradients, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
         let sum = |odd: usize| losses.iter().skip(odd).step_by(2).sum::<f64>();
         run.count([sum(0), sum(1) / spec.kl_weight.max(f64::MIN_POSITIVE)]);
-        if run.step % REPORT_EVERY == 0 || run.step == spec.steps {
+        if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {
             let [attack, clean] = run.losses;
             observer.event(Event::UnitFinished {
                 stage: "adversarial".into(),
