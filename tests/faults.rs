@@ -12,7 +12,7 @@ use immunise::defence::et::{self, Faults};
 use immunise::defence::et_closed;
 use immunise::defence::spec::{EtClosedSpec, EtSpec};
 use immunise::defence::trainable::{Trainable, merge};
-use immunise::defence::{Adversary, BlockOutcome, DefenceData, Dialogue, Forgetful};
+use immunise::defence::{Adversary, BlockOutcome, DefenceData, Dialogue, Forgetful, Given};
 use immunise::event::Silent;
 use immunise::intervention::Edit;
 use immunise::math::seed::Stream;
@@ -100,8 +100,9 @@ fn run(
     adversary: &Scripted,
 ) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
-    let outcome =
-        et::run(spec, faults, layers, (&decoder()).into(), &data(pad), adversary, 5, &Silent, &mut store).unwrap();
+    let (decoder, data) = (decoder(), data(pad));
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, seed: 5 };
+    let outcome = et::run(spec, faults, layers, &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 
@@ -234,7 +235,9 @@ fn training_neutralises_the_edit_it_has_seen() {
 
 fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
-    let outcome = et_closed::run(spec, &[1], (&decoder()).into(), &data(0), adversary, 5, &Silent, &mut store).unwrap();
+    let (decoder, data) = (decoder(), data(0));
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, seed: 5 };
+    let outcome = et_closed::run(spec, &[1], &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 

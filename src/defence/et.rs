@@ -9,11 +9,11 @@
 
 use candle_core::Tensor;
 
-use super::local::{self, BlockTrainer, Given, Local};
+use super::local::{self, BlockTrainer, Local};
 use super::neutralise::Neutralisation;
 use super::spec::EtSpec;
 use super::trainable::Trainable;
-use super::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed};
+use super::{Given, StageOutcome, UnitStore};
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::event::Observer;
@@ -42,15 +42,11 @@ const FAITHFUL_DROPOUT: f64 = 0.1;
 ///
 /// # Errors
 /// Those of the adversary, of [`Decoder::run`] and of the store.
-#[expect(clippy::too_many_arguments, reason = "what a stage may see, each once")]
 pub fn run(
     spec: &EtSpec,
     faults: Faults,
     layers: &[usize],
-    weights: Weighed<'_>,
-    data: &DefenceData,
-    adversary: &dyn Adversary,
-    seed: u64,
+    given: &Given<'_>,
     observer: &dyn Observer,
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
@@ -62,9 +58,8 @@ pub fn run(
         revert: spec.revert,
         sizes: (spec.batch, spec.prompts, spec.anchors),
     };
-    let given = Given { weights, data, adversary, seed };
-    let decoder = weights.current;
-    local::run(settings, layers, &given, observer, store, |layer, stream| {
+    let decoder = given.weights.current;
+    local::run(settings, layers, given, observer, store, |layer, stream| {
         let trainable = match faults {
             Faults::Avoided => Trainable::fresh(decoder, &[layer], spec.rank, stream)?,
             Faults::Reproduced => Trainable::without_zero(decoder, &[layer], spec.rank, FAITHFUL_SCALE, stream)?,

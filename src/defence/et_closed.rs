@@ -9,10 +9,10 @@
 use candle_core::Tensor;
 use ndarray::Array2;
 
-use super::local::{self, BlockTrainer, Given, Local};
+use super::local::{self, BlockTrainer, Local};
 use super::neutralise::{Cached, Neutralisation, Target};
 use super::spec::EtClosedSpec;
-use super::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed};
+use super::{Given, StageOutcome, UnitStore};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::Observer;
 use crate::intervention::Placed;
@@ -30,14 +30,10 @@ const STEPS: [&[Module]; 4] =
 ///
 /// # Errors
 /// Those of the adversary, of [`Decoder::run`] and of the store.
-#[expect(clippy::too_many_arguments, reason = "what a stage may see, each once")]
 pub fn run(
     spec: &EtClosedSpec,
     layers: &[usize],
-    weights: Weighed<'_>,
-    data: &DefenceData,
-    adversary: &dyn Adversary,
-    seed: u64,
+    given: &Given<'_>,
     observer: &dyn Observer,
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
@@ -49,9 +45,8 @@ pub fn run(
         revert: spec.revert,
         sizes: (32, spec.prompts, spec.anchors),
     };
-    let given = Given { weights, data, adversary, seed };
-    let decoder = weights.current;
-    local::run(settings, layers, &given, observer, store, |layer, _| {
+    let decoder = given.weights.current;
+    local::run(settings, layers, given, observer, store, |layer, _| {
         Ok(Closed { spec, layer, start: decoder.clone(), adapters: AdapterSet::new() })
     })
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::neutralise::Neutralisation;
 use super::trainable::merge;
-use super::{Adversary, BlockOutcome, DefenceData, StageOutcome, UnitStore, Weighed};
+use super::{BlockOutcome, Given, StageOutcome, UnitStore, Weighed};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::{Event, Observer};
 use crate::intervention::Placed;
@@ -42,18 +42,6 @@ pub(super) struct Local {
     pub revert: bool,
     /// Hazards per batch, hazards and anchors in all.
     pub sizes: (usize, usize, usize),
-}
-
-/// Everything that a block-local stage is given.
-pub(super) struct Given<'a> {
-    /// Targets and the weights that are changed.
-    pub weights: Weighed<'a>,
-    /// What it trains on.
-    pub data: &'a DefenceData,
-    /// Who attacks it.
-    pub adversary: &'a dyn Adversary,
-    /// Root of its random streams.
-    pub seed: u64,
 }
 
 /// Hardens each of `layers` with the trainer that `make(layer, stream)` gives.

@@ -37,6 +37,19 @@ impl<'a> From<&'a Decoder> for Weighed<'a> {
     }
 }
 
+/// Everything that a block-local stage is given.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    /// Targets and the weights that are changed.
+    pub weights: Weighed<'a>,
+    /// What it trains on.
+    pub data: &'a DefenceData,
+    /// Who attacks it.
+    pub adversary: &'a dyn Adversary,
+    /// Root of its random streams.
+    pub seed: u64,
+}
+
 /// What a defence trains on, in token ids. None of it is in a split that anything is measured on.
 #[derive(Debug, Clone, Default)]
 pub struct DefenceData {

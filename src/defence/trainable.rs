@@ -136,13 +136,11 @@ pub fn merge(decoder: &Decoder, adapters: &AdapterSet) -> Result<Decoder> {
         for module in Module::ALL {
             let Some(adapter) = adapters.get(&module.tensor(layer)) else { continue };
             used += 1;
-            let tensor = |matrix: &Array2<f32>| -> Result<Tensor> {
-                let values: Vec<f32> = matrix.iter().copied().collect();
-                Ok(Tensor::from_vec(values, matrix.dim(), decoder.device())?)
-            };
-            let low = LowRank { a: tensor(&adapter.a)?, b: tensor(&adapter.b)?, scale: f64::from(adapter.scale) };
-            let map = block.map(module).with_adapter(low)?;
-            changed = changed.with_map(module, map.with_weight(map.merged_weight()?));
+            let map = block.map(module);
+            // Summed on the host as the files are, and rounded once.
+            let delta: Vec<f32> = adapter.delta().into_iter().collect();
+            let delta = Tensor::from_vec(delta, map.weight().dims(), decoder.device())?;
+            changed = changed.with_map(module, map.with_weight((map.weight() + delta)?));
         }
         Ok(changed)
     })?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::bench::Units;
@@ -17,9 +17,8 @@ use super::stage::{StageData, run_stage};
 use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge, peft};
 use crate::checkpoint::{Checkpoint, Digest, Staged, patch};
-use crate::defence::{BlockOutcome, UnitStore as _, Weighed};
+use crate::defence::{BlockOutcome, UnitStore as _, Weighed, trainable};
 use crate::event::{Event, Observer};
-use crate::model::{Decoder, Module};
 use crate::recipe::{Recipe, Stage, layers};
 use crate::report::wording::percent;
 use crate::report::{Approved, Report, html};
@@ -253,7 +252,7 @@ fn train(
                 outcome.adapters
             }
         };
-        decoder = with_adapters(&decoder, &set)?;
+        decoder = trainable::merge(&decoder, &set)?;
         sets.push(set);
         metrics.lap(format!("stage {} {}", number + 1, stage.kind()));
     }
@@ -279,30 +278,6 @@ fn reload(finished: &Finished, folder: &Path) -> Option<AdapterSet> {
 fn digests(folder: &Path) -> Result<[String; 2]> {
     let of = |file: &str| Ok::<_, Error>(Digest::of_file(&folder.join(file))?.to_string());
     Ok([of(peft::CONFIG)?, of(peft::WEIGHTS)?])
-}
-
-/// The decoder with `set` merged into its weights, as the next stage sees it.
-fn with_adapters(decoder: &Decoder, set: &AdapterSet) -> Result<Decoder> {
-    let mut used = 0;
-    let merged = decoder.map_blocks(|layer, block| {
-        let mut block = block.clone();
-        for module in Module::ALL {
-            let Some(adapter) = set.get(&module.tensor(layer)) else { continue };
-            used += 1;
-            let map = block.map(module);
-            let delta: Vec<f32> = adapter.delta().into_iter().collect();
-            let delta = Tensor::from_vec(delta, map.weight().dims(), decoder.device())?;
-            block = block.clone().with_map(module, map.with_weight((map.weight() + delta)?));
-        }
-        Ok(block)
-    })?;
-    if used != set.len() {
-        return Err(Error::input(
-            "adapters",
-            format!("expected weights of blocks only, got {} others", set.len() - used),
-        ));
-    }
-    Ok(merged)
 }
 
 /// Writes the base with `sets` merged in beside `out`.

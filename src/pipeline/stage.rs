@@ -7,7 +7,7 @@ use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::EtSpec;
-use crate::defence::{Adversary, DefenceData, StageOutcome, UnitStore, Weighed, adversarial, et, et_closed};
+use crate::defence::{Adversary, DefenceData, Given, StageOutcome, UnitStore, Weighed, adversarial, et, et_closed};
 use crate::event::Observer;
 use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
@@ -47,14 +47,27 @@ pub fn run_stage(
 ) -> Result<StageOutcome> {
     let local = |spec: &EtSpec, faults: et::Faults, store: &mut dyn UnitStore| {
         let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-        et::run(spec, faults, layers, weights, &data.defence, &adversary, seed, observer, store)
+        et::run(
+            spec,
+            faults,
+            layers,
+            &Given { weights, data: &data.defence, adversary: &adversary, seed },
+            observer,
+            store,
+        )
     };
     match stage {
         Stage::Et(spec, _) => local(spec, et::Faults::Avoided, store),
         Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
         Stage::EtClosed(spec, _) => {
             let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-            et_closed::run(spec, layers, weights, &data.defence, &adversary, seed, observer, store)
+            et_closed::run(
+                spec,
+                layers,
+                &Given { weights, data: &data.defence, adversary: &adversary, seed },
+                observer,
+                store,
+            )
         }
         Stage::Adversarial(spec, _) => {
             let mut pool = Pool::new(spec, layers, &data.attack, seed)?;

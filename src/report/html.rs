@@ -451,24 +451,4 @@ mod tests {
         assert_eq!(render(&sample::report(), None), render(&sample::report(), None));
         assert_eq!([grouped(120), grouped(1200), grouped(64_000)], ["120", "1200", "64\u{202f}000"]);
     }
-
-    #[test]
-    #[ignore = "writes the sample page to the folder in IMMUNISE_SAMPLE, to be looked at"]
-    fn write_sample() {
-        let folder = std::path::PathBuf::from(std::env::var_os("IMMUNISE_SAMPLE").unwrap());
-        let recipe = include_str!("../../recipes/demo.yaml");
-        let mut report = sample::report();
-        std::fs::write(folder.join("pass.html"), render(&report, Some(recipe))).unwrap();
-        let many = (0..32).flat_map(|l| {
-            [
-                sample::row("noreft r2 p80", l, false, 190, l as u64),
-                sample::row("noreft r2 p80", l, true, 190, 150 - 2 * l as u64),
-            ]
-        });
-        report.attacks = many.collect();
-        report.controls = (0..32).map(|l| sample::control(l, 1)).collect();
-        report.clean.refusal.hardened = super::super::Rate::new(80, 100).into();
-        report.conclude(&sample::thresholds());
-        std::fs::write(folder.join("fail.html"), render(&report, Some(recipe))).unwrap();
-    }
 }
