@@ -1,9 +1,20 @@
 //! Matrix products on plain slices, through the `gemm` crate (AVX-512 where the CPU has it, chosen at run time).
 //!
-//! Inside a worker thread a product runs on that thread alone: attack cells and data shards are what is parallel then.
+//! Inside a worker thread a small product runs on that thread alone: attack cells and data shards are what is parallel
+//! then. A large one is offered to the other workers as well, which take a part of it when they have nothing else to do.
 //! Called from outside the pool it uses all workers. Either way every output element is summed in one fixed order.
 
 use gemm::Parallelism;
+
+/// Multiplications below which handing parts of a product to other threads costs more than it saves: from outside the
+/// pool, and from a worker, whose neighbours are likely to be busy.
+const PARALLEL_FROM: (usize, usize) = (1 << 18, 1 << 26);
+
+/// Whether work of `multiplications` is worth offering to other threads.
+pub fn worth_sharing(multiplications: usize) -> bool {
+    let (outside, inside) = PARALLEL_FROM;
+    multiplications >= if rayon::current_thread_index().is_some() { inside } else { outside }
+}
 
 /// A matrix view: element `(i, j)` lies at `i·row + j·col`.
 #[derive(Clone, Copy, Debug)]
@@ -49,11 +60,7 @@ pub fn gemm(
     }
     assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
     assert!((m - 1) * out_row + n <= out.len(), "matrix product writes outside its result: {m}x{n}");
-    let parallelism = if rayon::current_thread_index().is_some() || m * k * n < 1 << 18 {
-        Parallelism::None
-    } else {
-        Parallelism::Rayon(0)
-    };
+    let parallelism = if worth_sharing(m * k * n) { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: the assertions above bound every address that the kernel reads or writes by the slices' lengths, `out` is
     // a unique borrow, and f32 has no invalid bit patterns.
     unsafe {

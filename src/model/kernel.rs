@@ -5,8 +5,17 @@ use std::ops::Deref;
 use candle_core::{CpuStorage, Error, Layout, Storage, Tensor};
 use rayon::prelude::*;
 
-/// Rows below this many values are not worth handing to other threads.
-const PARALLEL_FROM: usize = 1 << 16;
+/// Values per task that is handed to another thread.
+const TASK: usize = 1 << 14;
+
+/// Values from which work is worth handing to other threads: from outside the pool, and from a worker, whose neighbours
+/// are likely to be busy.
+const PARALLEL_FROM: (usize, usize) = (1 << 16, 1 << 20);
+
+fn worth_sharing(values: usize) -> bool {
+    let (outside, inside) = PARALLEL_FROM;
+    values >= if rayon::current_thread_index().is_some() { inside } else { outside }
+}
 
 /// The contiguous f32 values of a custom operation's argument.
 pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
@@ -56,18 +65,18 @@ pub(super) fn tensor_like(values: Vec<f32>, like: &Tensor) -> candle_core::Resul
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
-/// Calls `work(row, values)` for every row of `width` values, on all workers when called from outside the pool and the
-/// work is large enough, with the widest vector instructions of this CPU.
+/// Calls `work(row, values)` for every row of `width` values, on all workers when the work is large enough, with the widest
+/// vector instructions of this CPU.
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     let arch = pulp::Arch::new();
-    if rayon::current_thread_index().is_some() || out.len() < PARALLEL_FROM {
+    if !worth_sharing(out.len()) {
         arch.dispatch(
             #[inline(always)]
             || out.chunks_exact_mut(width).enumerate().for_each(|(row, values)| work(row, values)),
         );
         return;
     }
-    let rows = (PARALLEL_FROM / 4).div_ceil(width);
+    let rows = TASK.div_ceil(width);
     out.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, values)| {
         arch.dispatch(
             #[inline(always)]
@@ -76,11 +85,11 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut 
     });
 }
 
-/// Runs `work(index)` for every index below `n`, on all workers when called from outside the pool and `cost` (values
-/// touched) makes it worth it, and returns the results in order.
+/// Runs `work(index)` for every index below `n`, on all workers when `cost` (values touched) makes it worth it, and returns
+/// the results in order.
 pub(super) fn for_indices<T: Send>(n: usize, cost: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let arch = pulp::Arch::new();
-    if rayon::current_thread_index().is_some() || cost < PARALLEL_FROM {
+    if !worth_sharing(cost) {
         return (0..n)
             .map(|i| {
                 arch.dispatch(

@@ -24,15 +24,15 @@ pub fn sharded_gradients(
     shards: usize,
     losses: impl Fn(usize) -> Result<Tensor> + Sync,
 ) -> Result<(Gradients, Vec<f64>)> {
-    let parts: Vec<(Gradients, f64)> = (0..shards)
-        .into_par_iter()
-        .map(|shard| {
-            let loss = losses(shard)?;
-            let store = loss.backward()?;
-            let gradients = vars.iter().map(|var| store.get(var).cloned()).collect();
-            Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
-        })
-        .collect::<Result<_>>()?;
+    let part = |shard: usize| -> Result<(Gradients, f64)> {
+        let loss = losses(shard)?;
+        let store = loss.backward()?;
+        let gradients = vars.iter().map(|var| store.get(var).cloned()).collect();
+        Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
+    };
+    // A single shard stays on this thread, where its products may still use all workers.
+    let parts: Vec<(Gradients, f64)> =
+        if shards == 1 { vec![part(0)?] } else { (0..shards).into_par_iter().map(part).collect::<Result<_>>()? };
     let mut total: Gradients = vec![None; vars.len()];
     let mut values = Vec::with_capacity(shards);
     for (gradients, value) in parts {

@@ -1,0 +1,48 @@
+//! This crate against PyTorch, transformers and coreutils: the same work in turn, in one run, with ratios.
+//!
+//! `cargo bench --bench paired [-- TASK…]`; tasks: train-step, attack-fit, generation, block-defence, merge, start. All but the
+//! last two need `IMMUNISE_PYTHON`, a Python with torch (generation: and transformers). Prints a Markdown table.
+
+mod block_defence;
+mod disk;
+mod pair;
+mod shape;
+mod steps;
+
+use immunise::math::float::start_workers;
+use pair::{HEAD, Outcome, Pair};
+
+/// As in the program itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const TASKS: &[(&str, fn() -> Outcome<Vec<Pair>>)] = &[
+    ("train-step", steps::train_step),
+    ("attack-fit", steps::attack_fit),
+    ("generation", steps::generation),
+    ("block-defence", block_defence::run),
+    ("merge", disk::merge),
+    ("start", disk::start),
+];
+
+fn main() -> Outcome<()> {
+    // SAFETY: as in the program itself: no other thread has been started yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    start_workers(None);
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if let Some(unknown) = wanted.iter().find(|word| !TASKS.iter().any(|(name, _)| name == word)) {
+        let names: Vec<&str> = TASKS.iter().map(|(name, _)| *name).collect();
+        return Err(format!("expected one of {}, got `{unknown}`", names.join(", ")).into());
+    }
+    println!("{HEAD}");
+    for (name, task) in TASKS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            match task() {
+                Ok(pairs) => pairs.iter().for_each(|pair| println!("{}", pair.row())),
+                // The other rows are worth having where one side of this one is missing.
+                Err(error) => eprintln!("{name}: skipped: {error}"),
+            }
+        }
+    }
+    Ok(())
+}
