@@ -129,7 +129,7 @@ fn nothing_in_the_output_depends_on_the_place_or_on_a_kill() {
 
 #[test]
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
-    let stage = "{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], batch: 2, \
+    let stage = "{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, focus: ends, batch: 2, \
                  anchor_batch: 2, restart_after: 3}";
     let world = World::with_stage(stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();

@@ -26,8 +26,7 @@ impl Pair {
         mut ours: impl FnMut() -> Outcome<f64>,
         mut theirs: impl FnMut() -> Outcome<f64>,
     ) -> Outcome<Self> {
-        let mut pair =
-            Self { what: what.into(), against, ours: Vec::new(), theirs: Vec::new(), note: String::new() };
+        let mut pair = Self { what: what.into(), against, ours: Vec::new(), theirs: Vec::new(), note: String::new() };
         for round in 0..=rounds {
             let times = (ours()?, theirs()?);
             if round > 0 {

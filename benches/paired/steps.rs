@@ -77,15 +77,8 @@ pub fn attack_fit() -> Outcome<Vec<Pair>> {
     let (prompts, answers) = (tokens(pairs, prompt, vocab, "prompts"), tokens(pairs, answer + 2, vocab, "answers"));
     let pair = |(prompt, target)| Example { prompt, target, opening: None };
     let data = AttackData { pairs: prompts.into_iter().zip(answers).map(pair).collect(), ..AttackData::default() };
-    let settings = Fit {
-        form: Form::Noreft,
-        layers: vec![0],
-        rank,
-        steps,
-        batch,
-        learning_rate: 4e-3,
-        positions: Positions::All,
-    };
+    let settings =
+        Fit { form: Form::Noreft, layers: vec![0], rank, steps, batch, learning_rate: 4e-3, positions: Positions::All };
     let ours = || -> Outcome<f64> {
         let start = Instant::now();
         fit(&decoder, &data, pairs, &settings, None, None, &mut Stream::new(0, "fit"))?;

@@ -97,6 +97,29 @@ impl Default for EtClosedSpec {
     }
 }
 
+/// Blocks that a joint defence meets more edits of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Focus {
+    /// None.
+    #[default]
+    None,
+    /// The first and the last one, which lag behind the others.
+    Ends,
+}
+
+/// A vector that an adversary adds without any learning; each is described with the attack of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vector {
+    /// The difference of class means, at one block.
+    MeanDifference,
+    /// The leading principal component of pair differences, at all blocks.
+    PrincipalComponent,
+    /// Safety Arithmetic's vector, at all blocks.
+    InContextVector,
+}
+
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
 /// keep being re-trained (METHOD §2).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -116,6 +139,12 @@ pub struct AdversarialSpec {
     pub ranks: Vec<usize>,
     /// Learned edits kept warm per block.
     pub pool: usize,
+    /// Blocks that have twice as many: [`Focus`].
+    pub focus: Focus,
+    /// Learned edits of all blocks at once kept warm.
+    pub joint: usize,
+    /// Vectors that are added without any learning, taken anew from the present weights at every use.
+    pub vectors: Vec<Vector>,
     /// Outer uses after which a pool edit is restarted.
     pub restart_after: usize,
     /// Factor on the gradient steps of a pool edit's first use after a start.
@@ -147,6 +176,9 @@ impl Default for AdversarialSpec {
             inner_learning_rates: vec![1e-2],
             ranks: vec![2, 4, 8],
             pool: 2,
+            focus: Focus::default(),
+            joint: 0,
+            vectors: vec![],
             restart_after: 12,
             warm_up: 4,
             edits_per_step: 2,

@@ -1,17 +1,20 @@
-//! The pool of learned edits that a joint defence is trained against.
+//! The pool of edits that a joint defence is trained against.
 //!
-//! For every block a few edits of different ranks and step sizes are kept warm: each use trains one a few steps further
-//! against the present weights, and after a number of uses it starts afresh, so that the defence meets both edits that have
-//! followed it for long and ones that come new. Every other life begins from an edit that was fitted on the un-hardened
-//! weights, which an attacker who has the base would start from.
+//! For every block, and for all of them together, a few learned edits of different ranks and step sizes are kept warm: each
+//! use trains one a few steps further against the present weights, and after a number of uses it starts afresh, so that
+//! the defence meets both edits that have followed it for long and ones that come new. Every other life begins from an
+//! edit that was fitted on the un-hardened weights, which an attacker who has the base would start from. Vectors that need
+//! no learning are taken from the present weights, at the strength that serves the attacker best.
 
 use rayon::prelude::*;
 
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Learner, Prefix, fit, paper_steps};
+use crate::attack::spec::AttackKind;
+use crate::attack::steering::Steering;
 use crate::attack::{AttackData, Pair};
 use crate::defence::adversarial::PoolAdversary;
-use crate::defence::spec::AdversarialSpec;
+use crate::defence::spec::{AdversarialSpec, Focus, Vector};
 use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
@@ -21,19 +24,35 @@ use crate::{Error, Result};
 /// Pairs, pairs per step and step size of the edits that are fitted on the un-hardened weights: the paper's.
 const BASE_FIT: (usize, usize, f64) = (80, 10, 4e-3);
 
+/// Prompts of each class that a vector is taken from.
+const VECTOR_PROMPTS: usize = 64;
+
+/// Strengths that a vector is tried at, of either sign, in units of the mean residual norm.
+const STRENGTHS: [f64; 4] = [0.1, 0.25, 0.5, 1.0];
+
 /// Edits that learn along with the defence.
 pub struct Pool {
     spec: AdversarialSpec,
-    pairs: Vec<Pair>,
-    pad: u32,
+    data: AttackData,
     members: Vec<Member>,
     order: Stream,
     queue: Vec<usize>,
 }
 
-/// One edit of the pool. Its own random stream makes it independent of all others.
+/// One member of the pool. Its own random stream makes it independent of all others.
 struct Member {
-    layer: usize,
+    layers: Vec<usize>,
+    kind: Kind,
+    stream: Stream,
+}
+
+enum Kind {
+    Learned(Learned),
+    Vector(Vector),
+}
+
+/// A learned edit that is kept warm.
+struct Learned {
     rank: usize,
     rate: f64,
     learner: Option<Learner>,
@@ -43,7 +62,6 @@ struct Member {
     lives: usize,
     /// An edit fitted on the un-hardened weights.
     base: Option<Edit>,
-    stream: Stream,
 }
 
 impl Pool {
@@ -55,29 +73,40 @@ impl Pool {
         let allowed = |pair: &&Pair| {
             spec.openings.is_empty() || pair.opening.as_ref().is_some_and(|name| spec.openings.contains(name))
         };
-        let pairs: Vec<Pair> = data.pairs.iter().filter(allowed).cloned().collect();
-        if pairs.is_empty() {
+        let data = AttackData { pairs: data.pairs.iter().filter(allowed).cloned().collect(), ..data.clone() };
+        if data.pairs.is_empty() {
             return Err(Error::usage(format!("`openings`: expected some of the data's, got {:?}", spec.openings)));
         }
+        let learned = |turn: usize, number: usize| {
+            Kind::Learned(Learned {
+                rank: spec.ranks[(turn + number) % spec.ranks.len()],
+                rate: spec.inner_learning_rates[turn % spec.inner_learning_rates.len()],
+                learner: None,
+                uses: 0,
+                // Neighbours in the pool begin in different ways.
+                lives: number,
+                base: None,
+            })
+        };
         let mut members = Vec::new();
         for (at, &layer) in layers.iter().enumerate() {
-            for number in 0..spec.pool.max(1) {
-                let turn = at + number;
-                members.push(Member {
-                    layer,
-                    rank: spec.ranks[(turn + number) % spec.ranks.len()],
-                    rate: spec.inner_learning_rates[turn % spec.inner_learning_rates.len()],
-                    learner: None,
-                    uses: 0,
-                    // Neighbours in the pool begin in different ways.
-                    lives: number,
-                    base: None,
-                    stream: Stream::new(seed, &format!("pool/block-{layer}/{number}")),
-                });
+            let end = at == 0 || at + 1 == layers.len();
+            let count = spec.pool.max(1) * if end && spec.focus == Focus::Ends { 2 } else { 1 };
+            for number in 0..count {
+                let stream = Stream::new(seed, &format!("pool/block-{layer}/{number}"));
+                members.push(Member { layers: vec![layer], kind: learned(at + number, number), stream });
             }
         }
+        for number in 0..spec.joint {
+            let stream = Stream::new(seed, &format!("pool/joint/{number}"));
+            members.push(Member { layers: layers.to_vec(), kind: learned(number, number), stream });
+        }
+        for vector in &spec.vectors {
+            let stream = Stream::new(seed, &format!("pool/{vector:?}"));
+            members.push(Member { layers: layers.to_vec(), kind: Kind::Vector(*vector), stream });
+        }
         let order = Stream::new(seed, "pool/order");
-        Ok(Self { spec: spec.clone(), pairs, pad: data.pad, members, order, queue: vec![] })
+        Ok(Self { spec: spec.clone(), data, members, order, queue: vec![] })
     }
 
     /// Members whose turn it is: every member once before any comes again.
@@ -99,14 +128,16 @@ impl Pool {
 
 impl PoolAdversary for Pool {
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>> {
-        if step == 0 && self.spec.starts_from_base {
-            self.fit_base(decoder)?;
+        let (spec, data) = (&self.spec, &self.data);
+        if step == 0 && spec.starts_from_base {
+            // On weights that nothing has hardened yet.
+            self.members.par_iter_mut().try_for_each(|member| member.fit_base(decoder, data))?;
         }
         let chosen = self.next();
-        let (spec, pairs, pad) = (&self.spec, &self.pairs, self.pad);
+        let (spec, data) = (&self.spec, &self.data);
         let mut members: Vec<(usize, &mut Member)> =
             self.members.iter_mut().enumerate().filter(|(index, _)| chosen.contains(index)).collect();
-        members.par_iter_mut().map(|(_, member)| member.improve(spec, decoder, pairs, pad)).collect()
+        members.par_iter_mut().map(|(_, member)| member.attack(spec, decoder, data)).collect()
     }
 
     fn save(&self, into: &mut Snapshot) -> Result<()> {
@@ -124,55 +155,85 @@ impl PoolAdversary for Pool {
     }
 }
 
-impl Pool {
-    /// Fits every member's edit on weights that nothing has hardened yet.
-    fn fit_base(&mut self, decoder: &Decoder) -> Result<()> {
-        let (count, batch, learning_rate) = BASE_FIT;
-        let data = AttackData { pairs: self.pairs.clone(), pad: self.pad, ..AttackData::default() };
-        self.members.par_iter_mut().try_for_each(|member| {
-            let steps = paper_steps(count, batch);
-            let (layer, rank) = (member.layer, member.rank);
-            let (form, layers) = (Form::Noreft, vec![layer]);
-            let settings = Fit { form, layers, rank, steps, batch, learning_rate, positions: Positions::All };
-            member.base = Some(fit(decoder, &data, count, &settings, None, None, &mut member.stream)?.edit);
-            Ok(())
-        })
-    }
-}
-
 impl Member {
-    fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
-        into.put(format!("{name}/life"), &(self.uses, self.lives, self.stream.position()))?;
-        into.put(format!("{name}/alive"), &self.learner.is_some())?;
-        if let Some(Edit::LowRank { w1, w2, .. }) = &self.base {
-            into.put_numbers(format!("{name}/base/w1"), w1.clone());
-            into.put_numbers(format!("{name}/base/w2"), w2.clone());
-        }
-        match &self.learner {
-            Some(learner) => learner.save(name, into),
-            None => Ok(()),
-        }
-    }
-
-    fn restore(&mut self, name: &str, from: &Snapshot, decoder: &Decoder) -> Result<()> {
-        let position;
-        (self.uses, self.lives, position) = from.get(&format!("{name}/life"))?;
-        if let (Ok(w1), Ok(w2)) = (from.numbers(&format!("{name}/base/w1")), from.numbers(&format!("{name}/base/w2"))) {
-            let (w1, w2) = (w1.to_vec(), w2.to_vec());
-            self.base = Some(Edit::LowRank { layer: self.layer, rank: self.rank, w1, w2 });
-        }
-        self.learner = if from.get(&format!("{name}/alive"))? {
-            let mut learner = Learner::new(decoder, Form::Noreft, &[self.layer], self.rank, None, &mut self.stream)?;
-            learner.restore(name, from)?;
-            Some(learner)
-        } else {
-            None
+    fn fit_base(&mut self, decoder: &Decoder, data: &AttackData) -> Result<()> {
+        let Kind::Learned(learned) = &mut self.kind else { return Ok(()) };
+        let (count, batch, learning_rate) = BASE_FIT;
+        let settings = Fit {
+            form: Form::Noreft,
+            layers: self.layers.clone(),
+            rank: learned.rank,
+            steps: paper_steps(count, batch),
+            batch,
+            learning_rate,
+            positions: Positions::All,
         };
-        self.stream = self.stream.clone().at(position);
+        learned.base = Some(fit(decoder, data, count, &settings, None, None, &mut self.stream)?.edit);
         Ok(())
     }
 
-    fn improve(&mut self, spec: &AdversarialSpec, decoder: &Decoder, pairs: &[Pair], pad: u32) -> Result<Placed> {
+    /// The edit that the defence is to resist now.
+    fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<Placed> {
+        let Self { layers, kind, stream } = self;
+        let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
+        let first = layers.iter().copied().min().unwrap_or(0);
+        let prefix = Prefix::new(decoder, first, &pairs, data.pad)?;
+        match kind {
+            Kind::Learned(learned) => learned.improve(spec, decoder, &prefix, layers, stream),
+            Kind::Vector(vector) => strongest(*vector, layers, decoder, data, &prefix, stream),
+        }
+    }
+
+    fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
+        into.put(format!("{name}/stream"), &self.stream.position())?;
+        let Kind::Learned(learned) = &self.kind else { return Ok(()) };
+        into.put(format!("{name}/life"), &(learned.uses, learned.lives, learned.learner.is_some()))?;
+        for (number, edit) in parts(learned.base.as_ref()).enumerate() {
+            if let Edit::LowRank { w1, w2, .. } = edit {
+                into.put_numbers(format!("{name}/base/{number}/w1"), w1.clone());
+                into.put_numbers(format!("{name}/base/{number}/w2"), w2.clone());
+            }
+        }
+        learned.learner.as_ref().map_or(Ok(()), |learner| learner.save(name, into))
+    }
+
+    fn restore(&mut self, name: &str, from: &Snapshot, decoder: &Decoder) -> Result<()> {
+        if let Kind::Learned(learned) = &mut self.kind {
+            let alive: bool;
+            (learned.uses, learned.lives, alive) = from.get(&format!("{name}/life"))?;
+            let part = |(number, layer): (usize, &usize)| {
+                let factor =
+                    |which: &str| from.numbers(&format!("{name}/base/{number}/{which}")).ok().map(<[f32]>::to_vec);
+                Some(Edit::LowRank { layer: *layer, rank: learned.rank, w1: factor("w1")?, w2: factor("w2")? })
+            };
+            let edits: Option<Vec<Edit>> = self.layers.iter().enumerate().map(part).collect();
+            learned.base = edits.map(|mut edits| match edits.len() {
+                1 => edits.remove(0),
+                _ => Edit::Several { edits },
+            });
+            learned.learner = if alive {
+                let rank = learned.rank;
+                let mut learner = Learner::new(decoder, Form::Noreft, &self.layers, rank, None, &mut self.stream)?;
+                learner.restore(name, from)?;
+                Some(learner)
+            } else {
+                None
+            };
+        }
+        self.stream = self.stream.clone().at(from.get(&format!("{name}/stream"))?);
+        Ok(())
+    }
+}
+
+impl Learned {
+    fn improve(
+        &mut self,
+        spec: &AdversarialSpec,
+        decoder: &Decoder,
+        prefix: &Prefix<'_>,
+        layers: &[usize],
+        stream: &mut Stream,
+    ) -> Result<Placed> {
         if self.uses >= spec.restart_after {
             (self.learner, self.uses) = (None, 0);
         }
@@ -184,18 +245,55 @@ impl Member {
                 let start = self.base.as_ref().filter(|_| self.lives.is_multiple_of(2));
                 // An edit from nothing does nothing yet; it is worth resisting only after some more steps.
                 steps *= if start.is_some() { 1 } else { spec.warm_up };
-                Learner::new(decoder, Form::Noreft, &[self.layer], self.rank, start, &mut self.stream)?
+                Learner::new(decoder, Form::Noreft, layers, self.rank, start, stream)?
             }
         };
         self.uses += 1;
-        let rows: Vec<&Pair> = (0..2 * spec.batch).map(|_| &pairs[self.stream.below(pairs.len())]).collect();
-        let prefix = Prefix::new(decoder, self.layer, &rows, pad)?;
         for _ in 0..steps {
-            let batch = self.stream.sample(rows.len(), spec.batch);
-            learner.step(&prefix, &batch, Positions::All, self.rate)?;
+            let batch = stream.sample(prefix.len(), spec.batch);
+            learner.step(prefix, &batch, Positions::All, self.rate)?;
         }
         let snapshot = learner.snapshot()?;
         self.learner = Some(learner);
         Ok(snapshot)
+    }
+}
+
+/// The vector of the present weights at the strength under which the attacker's answers are likeliest.
+fn strongest(
+    vector: Vector,
+    layers: &[usize],
+    decoder: &Decoder,
+    data: &AttackData,
+    prefix: &Prefix<'_>,
+    stream: &mut Stream,
+) -> Result<Placed> {
+    // Block 0 reads the template's last token there, which is the same for all prompts: no difference of means.
+    let later: Vec<usize> = layers.iter().copied().filter(|layer| *layer > 0).collect();
+    let one = [if later.is_empty() { layers[0] } else { later[stream.below(later.len())] }];
+    let (kind, layers) = match vector {
+        Vector::MeanDifference => (AttackKind::MeanDifference, &one[..]),
+        Vector::PrincipalComponent => (AttackKind::PrincipalComponent, layers),
+        Vector::InContextVector => (AttackKind::InContextVector, layers),
+    };
+    let steering = Steering::find(kind, layers, decoder, data, VECTOR_PROMPTS)?;
+    let rows: Vec<usize> = (0..prefix.len().div_ceil(2)).collect();
+    let mut best: Option<(f32, Placed)> = None;
+    for strength in STRENGTHS.iter().flat_map(|strength| [-strength, *strength]) {
+        let placed = steering.edit(strength).place(decoder.device())?;
+        let loss = prefix.loss(&rows, &placed, Positions::All)?.to_scalar::<f32>()?;
+        if best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
+            best = Some((loss, placed));
+        }
+    }
+    best.map(|(_, placed)| placed).ok_or_else(|| Error::input("strengths", "expected one at least, got none"))
+}
+
+/// The edits of single blocks that an edit consists of.
+fn parts(edit: Option<&Edit>) -> std::slice::Iter<'_, Edit> {
+    match edit {
+        Some(Edit::Several { edits }) => edits.iter(),
+        Some(one) => std::slice::from_ref(one).iter(),
+        None => [].iter(),
     }
 }

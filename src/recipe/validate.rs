@@ -376,6 +376,7 @@ impl Checked for AdversarialSpec {
         ] {
             problems.count(at, key, value, 1, MAX_COUNT);
         }
+        problems.count(at, "joint", self.joint, 0, MAX_COUNT);
         problems.count(at, "steps", self.steps, 0, MAX_COUNT);
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
