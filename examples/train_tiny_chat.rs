@@ -100,12 +100,9 @@ fn blueprint(encoder: &PromptEncoder) -> Blueprint {
         head_dim: 32,
         d_ff: 256,
         norm_eps: 1e-5,
-        rope_theta: 1e4,
         max_positions: 256,
         tied: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     }
 }
 
@@ -198,7 +195,7 @@ fn write(
         "num_key_value_heads": blueprint.n_kv_heads,
         "pad_token_id": id("<pad>"),
         "rms_norm_eps": blueprint.norm_eps,
-        "rope_theta": blueprint.rope_theta,
+        "rope_theta": blueprint.ropes[0].theta,
         "tie_word_embeddings": true,
         "torch_dtype": "bfloat16",
         "vocab_size": blueprint.vocab

@@ -5,10 +5,12 @@ use candle_core::{Device, Tensor, Var};
 use immunise::Result;
 use immunise::math::seed::Stream;
 use immunise::model::attention::{AttentionShape, attend, attend_plain};
+use immunise::model::cap::{soft_cap, soft_cap_plain};
+use immunise::model::frequencies::{Rope, RopeScaling};
 use immunise::model::linear::LowRank;
 use immunise::model::loss::{cross_entropy, kl_divergence, log_probabilities};
-use immunise::model::mlp::{swiglu, swiglu_plain};
-use immunise::model::norm::{rms_norm, rms_norm_plain};
+use immunise::model::mlp::{geglu, geglu_plain, swiglu, swiglu_plain};
+use immunise::model::norm::{layer_norm, layer_norm_plain, rms_norm, rms_norm_plain};
 use immunise::model::rope::{RopeTable, RowPositions};
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
 
@@ -23,12 +25,10 @@ fn blueprint(qkv_bias: bool) -> Blueprint {
         head_dim: 4,
         d_ff: 20,
         norm_eps: 1e-5,
-        rope_theta: 1e4,
         max_positions: 32,
         tied: true,
         qkv_bias,
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     }
 }
 
@@ -199,16 +199,66 @@ fn fused_operations_equal_their_plain_twins() {
         |t| swiglu(&t[0], &t[1]).unwrap(),
         |t| swiglu_plain(&t[0], &t[1]).unwrap(),
     );
-    let pads = std::sync::Arc::new(vec![0, 3]);
-    let table = RopeTable::new(1e4, 6, 16);
-    let rows = RowPositions { pads: pads.clone(), past: 2 };
     same_operation(
-        &[draw(&[2, 7, 24])],
-        |t| table.rotate(&t[0], &rows).unwrap(),
-        |t| table.rotate_plain(&t[0], &rows).unwrap(),
+        &[draw(&[2, 700, 20]), draw(&[2, 700, 20])],
+        |t| geglu(&t[0], &t[1]).unwrap(),
+        |t| geglu_plain(&t[0], &t[1]).unwrap(),
     );
-    for queries in [2, 7] {
-        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, pads: pads.clone(), past: 0 };
+    same_operation(
+        &[(draw(&[2, 5, 12]) + 3.0).unwrap(), draw(&[12]), draw(&[12])],
+        |t| layer_norm(&t[0], &t[1], &t[2], 1e-5).unwrap(),
+        |t| layer_norm_plain(&t[0], &t[1], &t[2], 1e-5).unwrap(),
+    );
+    same_operation(
+        &[(draw(&[3, 900]) * 4.0).unwrap()],
+        |t| soft_cap(&t[0], 5.0).unwrap(),
+        |t| soft_cap_plain(&t[0], 5.0).unwrap(),
+    );
+}
+
+#[test]
+fn every_rotation_equals_its_plain_twin() {
+    let mut stream = Stream::new(2, "rotations");
+    let divisors = |at: f64| vec![at, 2.0 * at];
+    let long = RopeScaling::Long { short: divisors(1.0), long: divisors(1.5), original: 5, amplitude: 1.2 };
+    let ropes =
+        [Rope::new(1e4), Rope { fraction: 0.7, ..Rope::new(1e4) }, Rope { theta: 1e4, fraction: 0.7, scaling: long }];
+    for (rope, past) in ropes.iter().zip([2, 2, 0]) {
+        let table = RopeTable::new(rope, 6, 16);
+        let rows = RowPositions { pads: std::sync::Arc::new(vec![0, 3]), past };
+        same_operation(
+            &[random(&mut stream, &[2, 7, 24], 1.0).unwrap()],
+            |t| table.rotate(&t[0], &rows).unwrap(),
+            |t| table.rotate_plain(&t[0], &rows).unwrap(),
+        );
+    }
+}
+
+#[test]
+fn a_sequence_must_not_outgrow_its_cached_keys_angles() {
+    let scaling = RopeScaling::Long { short: vec![1.0; 3], long: vec![2.0; 3], original: 5, amplitude: 1.0 };
+    let table = RopeTable::new(&Rope { theta: 1e4, fraction: 1.0, scaling }, 6, 16);
+    let x = Tensor::zeros((1, 2, 6), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let rotate = |past: usize| table.rotate(&x, &RowPositions { pads: std::sync::Arc::new(vec![1]), past });
+    assert!(rotate(1).is_ok() && rotate(4).is_ok() && rotate(7).is_ok());
+    assert!(rotate(5).unwrap_err().to_string().contains("stays within 5 tokens"));
+}
+
+#[test]
+fn every_attention_equals_its_plain_twin() {
+    let mut stream = Stream::new(2, "attention");
+    let pads = std::sync::Arc::new(vec![0, 3]);
+    for (queries, cap, window) in [
+        (2, None, None),
+        (7, None, None),
+        (7, None, Some(2)),
+        (7, Some(1.5), None),
+        (3, Some(1.5), Some(2)),
+        (7, Some(1.5), Some(3)),
+    ] {
+        let pads = pads.clone();
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 6, pads, past: 0, scale: 0.7, cap, window };
+        let mut draw = |shape: &[usize]| random(&mut stream, shape, 1.0).unwrap();
         same_operation(
             &[draw(&[2, queries, 24]), draw(&[2, queries, 12]), draw(&[2, queries, 12])],
             |t| attend(&t[0], &t[1], &t[2], &shape).unwrap(),

@@ -9,6 +9,7 @@ use candle_transformers::models::{llama, qwen2};
 use immunise::Result;
 use immunise::adapter::Adapter;
 use immunise::math::seed::Stream;
+use immunise::model::frequencies::Rope;
 use immunise::model::generate::{Greedy, generate};
 use immunise::model::linear::LowRank;
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
@@ -27,12 +28,11 @@ fn blueprint(family: &'static str, tied: bool) -> Blueprint {
         head_dim: 8,
         d_ff: 48,
         norm_eps: 1e-6,
-        rope_theta: 5e4,
+        ropes: vec![Rope::new(5e4)],
         max_positions: 64,
         tied,
         qkv_bias: family == "qwen2",
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     }
 }
 
@@ -97,7 +97,7 @@ fn llama_agrees_with_the_reference_decoder() {
             num_key_value_heads: b.n_kv_heads,
             use_flash_attn: false,
             rms_norm_eps: b.norm_eps,
-            rope_theta: b.rope_theta as f32,
+            rope_theta: b.ropes[0].theta as f32,
             bos_token_id: None,
             eos_token_id: None,
             rope_scaling: None,
@@ -127,7 +127,7 @@ fn qwen2_agrees_with_the_reference_decoder() {
             sliding_window: b.max_positions,
             max_window_layers: b.n_layers,
             tie_word_embeddings: tied,
-            rope_theta: b.rope_theta,
+            rope_theta: b.ropes[0].theta,
             rms_norm_eps: b.norm_eps,
             use_sliding_window: false,
             hidden_act: Activation::Silu,

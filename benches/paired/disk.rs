@@ -28,7 +28,7 @@ pub fn merge() -> Outcome<Vec<Pair>> {
             let ([out, into], rank) = (blueprint.weight_shape(module), 8);
             let a = Array2::from_shape_vec((rank, into), stream.uniform(rank * into, 0.02))?;
             let b = Array2::from_shape_vec((out, rank), stream.uniform(out * rank, 0.02))?;
-            set.insert(module.tensor(layer), Adapter::new(a, b, 1.0)?);
+            set.insert(blueprint.weight_location(module, layer).tensor, Adapter::new(a, b, 1.0)?);
         }
     }
     let adapters = root.path().join("adapters");

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use immunise::math::seed::Stream;
+use immunise::model::frequencies::Rope;
 use immunise::model::{Blueprint, Decoder};
 
 use crate::pair::Outcome;
@@ -21,12 +22,10 @@ pub fn smollm2(n_layers: usize, vocab: usize) -> Blueprint {
         head_dim: 64,
         d_ff: 1536,
         norm_eps: 1e-5,
-        rope_theta: 1e5,
+        ropes: vec![Rope::new(1e5)],
         max_positions: 2048,
         tied: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     }
 }
 
@@ -63,7 +62,7 @@ pub fn write(dir: &Path, blueprint: &Blueprint, shards: usize) -> Outcome<()> {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": blueprint.vocab,
         "hidden_size": blueprint.d_model, "intermediate_size": blueprint.d_ff, "num_hidden_layers": blueprint.n_layers,
         "num_attention_heads": blueprint.n_heads, "num_key_value_heads": blueprint.n_kv_heads,
-        "head_dim": blueprint.head_dim, "rms_norm_eps": blueprint.norm_eps, "rope_theta": blueprint.rope_theta,
+        "head_dim": blueprint.head_dim, "rms_norm_eps": blueprint.norm_eps, "rope_theta": blueprint.ropes[0].theta,
         "max_position_embeddings": blueprint.max_positions, "tie_word_embeddings": blueprint.tied,
         "hidden_act": "silu", "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1,
     });

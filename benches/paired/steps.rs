@@ -22,7 +22,7 @@ pub fn described(blueprint: &Blueprint) -> Value {
     json!({
         "d_model": blueprint.d_model, "n_heads": blueprint.n_heads, "n_kv_heads": blueprint.n_kv_heads,
         "head_dim": blueprint.head_dim, "d_ff": blueprint.d_ff, "eps": blueprint.norm_eps,
-        "theta": blueprint.rope_theta, "vocab": blueprint.vocab, "n_layers": blueprint.n_layers,
+        "theta": blueprint.ropes[0].theta, "vocab": blueprint.vocab, "n_layers": blueprint.n_layers,
     })
 }
 

@@ -8,8 +8,9 @@ pub mod merge;
 pub mod peft;
 
 use std::collections::{BTreeMap, btree_map};
+use std::ops::Range;
 
-use ndarray::Array2;
+use ndarray::{Array2, s};
 
 use crate::{Error, Result};
 
@@ -51,6 +52,25 @@ impl Adapter {
         (self.b.nrows(), self.a.ncols())
     }
 
+    /// The adapter of a matrix of `of` rows that changes those from `start` on as this one changes its own.
+    fn in_rows(self, start: usize, of: usize) -> Self {
+        let mut b = Array2::zeros((of, self.rank()));
+        b.slice_mut(s![start..start + self.b.nrows(), ..]).assign(&self.b);
+        Self { b, ..self }
+    }
+
+    /// The sum of two adapters of one matrix, at scale 1.
+    fn beside(&self, other: &Self) -> Self {
+        let (own, rank) = (self.rank(), self.rank() + other.rank());
+        let (d_out, d_in) = self.shape();
+        let (mut a, mut b) = (Array2::zeros((rank, d_in)), Array2::zeros((d_out, rank)));
+        a.slice_mut(s![..own, ..]).assign(&self.a);
+        a.slice_mut(s![own.., ..]).assign(&other.a);
+        b.slice_mut(s![.., ..own]).assign(&(&self.b * self.scale));
+        b.slice_mut(s![.., own..]).assign(&(&other.b * other.scale));
+        Self { a, b, scale: 1.0 }
+    }
+
     /// `scale · B · A`, `[d_out, d_in]`, summed in f64 and rounded once.
     #[must_use]
     pub fn delta(&self) -> Array2<f32> {
@@ -58,6 +78,15 @@ impl Adapter {
         let mut delta = vec![0.0; d_out * d_in];
         merge::accumulate(std::slice::from_ref(&self), &mut delta);
         Array2::from_shape_fn((d_out, d_in), |(row, column)| delta[row * d_in + column])
+    }
+
+    /// Some rows of [`Adapter::delta`].
+    ///
+    /// # Panics
+    /// When `rows` ends beyond the matrix.
+    #[must_use]
+    pub fn delta_of(&self, rows: Range<usize>) -> Array2<f32> {
+        Self { b: self.b.slice(s![rows, ..]).to_owned(), ..self.clone() }.delta()
     }
 }
 
@@ -75,6 +104,31 @@ impl AdapterSet {
     /// Adds an adapter and returns the one it replaces.
     pub fn insert(&mut self, tensor: impl Into<String>, adapter: Adapter) -> Option<Adapter> {
         self.0.insert(tensor.into(), adapter)
+    }
+
+    /// Adds an adapter of the listed rows of a tensor that has `of` rows; what is there already stays and is added to.
+    ///
+    /// Adapters of several stretches of rows make one adapter of the whole tensor, as PEFT has it: `A`s on top of each
+    /// other, `B`s side by side with zeros outside their rows.
+    ///
+    /// *Errors*: [`Error::Input`] when the rows are not those of `adapter` or the tensor has another width.
+    pub fn add(&mut self, tensor: &str, rows: Range<usize>, of: usize, adapter: Adapter) -> Result<()> {
+        let (d_out, d_in) = adapter.shape();
+        if rows.len() != d_out || rows.end > of {
+            let problem = format!("expected an adapter of rows {rows:?} of {of}, got one of {d_out} rows");
+            return Err(Error::input(format!("tensor `{tensor}`"), problem));
+        }
+        let whole = if d_out == of { adapter } else { adapter.in_rows(rows.start, of) };
+        let joined = match self.0.get(tensor) {
+            None => whole,
+            Some(first) if first.shape() == (of, d_in) => first.beside(&whole),
+            Some(first) => {
+                let problem = format!("expected an adapter of shape {:?}, got ({of}, {d_in})", first.shape());
+                return Err(Error::input(format!("tensor `{tensor}`"), problem));
+            }
+        };
+        self.0.insert(tensor.to_owned(), joined);
+        Ok(())
     }
 
     /// The adapter of a tensor.
@@ -126,6 +180,32 @@ mod tests {
         let adapter = Adapter::new(array![[1.0, 2.0, 3.0]], array![[1.0], [-1.0]], 0.5).unwrap();
         assert_eq!((adapter.rank(), adapter.shape()), (1, (2, 3)));
         assert_eq!(adapter.delta(), array![[0.5, 1.0, 1.5], [-0.5, -1.0, -1.5]]);
+    }
+
+    #[test]
+    fn adapters_of_rows_make_one_of_the_tensor() {
+        let first = Adapter::new(array![[1.0, 2.0]], array![[1.0], [-1.0]], 0.5).unwrap();
+        let second = Adapter::new(array![[3.0, 1.0], [0.0, 1.0]], array![[1.0, 2.0]], 1.0).unwrap();
+        let mut set = AdapterSet::new();
+        set.add("w", 0..2, 4, first.clone()).unwrap();
+        set.add("w", 3..4, 4, second.clone()).unwrap();
+        let whole = set.get("w").unwrap();
+        assert_eq!((whole.rank(), whole.shape()), (3, (4, 2)));
+        let delta = whole.delta();
+        assert_eq!(delta.slice(s![..2, ..]), first.delta());
+        assert_eq!(delta.slice(s![2..3, ..]), array![[0.0, 0.0]]);
+        assert_eq!(delta.slice(s![3.., ..]), second.delta());
+    }
+
+    #[test]
+    fn an_adapter_of_all_rows_is_kept_as_it_is() {
+        let adapter = Adapter::new(array![[1.0, 2.0]], array![[1.0], [-1.0]], 0.5).unwrap();
+        let mut set = AdapterSet::new();
+        set.add("w", 0..2, 2, adapter.clone()).unwrap();
+        assert_eq!(set.get("w"), Some(&adapter));
+        assert!(set.add("w", 0..1, 2, adapter.clone()).unwrap_err().to_string().contains("rows 0..1 of 2"));
+        assert!(set.add("w", 0..2, 3, adapter).unwrap_err().to_string().contains("got (3, 2)"));
+        assert_eq!(set.len(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -15,6 +16,13 @@ use crate::{Error, Result};
 pub const CONFIG: &str = "config.json";
 /// File name of the generation defaults.
 pub const GENERATION_CONFIG: &str = "generation_config.json";
+
+static NO_KEYS: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+
+/// Keys that only a mixture of experts has, each a number of experts.
+const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+/// Keys that only a model of more than text has.
+const MODALITIES: [&str; 3] = ["vision_config", "audio_config", "text_config"];
 
 /// No dimension of a model comes near this; larger ones are damage, and below it products of two cannot overflow.
 const MAX_DIMENSION: u64 = 1 << 31;
@@ -26,7 +34,7 @@ pub struct Rope {
     pub theta: f64,
     /// Scaling rule: `default`, `linear`, `dynamic`, `llama3`, `yarn`, `longrope`, …
     pub kind: String,
-    /// The object (`rope_parameters` or `rope_scaling`) that `kind` came from, with the rule's own parameters.
+    /// The object (in `rope_parameters` or `rope_scaling`) that `kind` came from, with the rule's own parameters.
     pub raw: Option<Value>,
 }
 
@@ -49,7 +57,7 @@ pub struct Config {
     pub num_key_value_heads: usize,
     /// Width of a head where the file states it; see [`Config::head_dim`].
     pub head_dim: Option<usize>,
-    /// Epsilon of the RMS norms.
+    /// Epsilon of the norms (`rms_norm_eps` or `layer_norm_eps`).
     pub rms_norm_eps: f64,
     /// Rotary position embedding.
     pub rope: Rope,
@@ -104,10 +112,7 @@ impl Config {
             return Err(Error::file(path, "expected a JSON object"));
         };
         let keys = Keys { path, map };
-        if keys.get("quantization_config").is_some() {
-            return Err(Error::file(path, "expected unquantised weights, got `quantization_config`")
-                .hint("quantised weights cannot be patched without loss; use the checkpoint they were made from"));
-        }
+        refuse_kinds(&keys)?;
         let model_type = keys.text("model_type")?.ok_or_else(|| {
             keys.error("model_type", "a family name", "nothing").hint("is this the `config.json` of a language model?")
         })?;
@@ -126,7 +131,7 @@ impl Config {
             return Err(keys.error("num_attention_heads", &expected, num_attention_heads));
         }
 
-        let rms_norm_eps = match keys.positive("rms_norm_eps")? {
+        let rms_norm_eps = match keys.positive("rms_norm_eps")?.or(keys.positive("layer_norm_eps")?) {
             Some(eps) => eps,
             None => {
                 warnings.push(format!("{CONFIG}: `rms_norm_eps` is missing; 1e-6 assumed"));
@@ -172,7 +177,9 @@ impl Config {
             rms_norm_eps,
             rope,
             max_position_embeddings,
-            tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(model_type.starts_with("gemma")),
+            tie_word_embeddings: keys
+                .flag("tie_word_embeddings")?
+                .unwrap_or(model_type.starts_with("gemma") || model_type == "smollm3"),
             attention_bias: keys.flag("attention_bias")?.unwrap_or(model_type == "qwen2"),
             mlp_bias: keys.flag("mlp_bias")?.unwrap_or(false),
             hidden_act: match keys.text("hidden_act")? {
@@ -193,6 +200,12 @@ impl Config {
         })
     }
 
+    /// The file's keys, typed: what is a family's own.
+    #[must_use]
+    pub fn keys(&self) -> Keys<'_> {
+        Keys { path: Path::new(CONFIG), map: self.raw.as_object().unwrap_or(&NO_KEYS) }
+    }
+
     /// Width of a head: the file's, or `hidden_size / num_attention_heads`.
     #[must_use]
     pub fn head_dim(&self) -> usize {
@@ -200,10 +213,33 @@ impl Config {
     }
 }
 
+/// Refuses what is recognised but not computed, whatever its family.
+fn refuse_kinds(keys: &Keys<'_>) -> Result<()> {
+    if keys.get("quantization_config").is_some() {
+        return Err(Error::file(keys.path, "expected unquantised weights, got `quantization_config`")
+            .hint("quantised weights cannot be patched without loss; use the checkpoint they were made from"));
+    }
+    if let Some(key) = MODALITIES.iter().find(|key| keys.get(key).is_some()) {
+        return Err(Error::file(keys.path, format!("expected a decoder of text alone, got `{key}`")).hint(
+            "encoders and projectors of images and sound are missing here; use the language model without them",
+        ));
+    }
+    for key in EXPERTS {
+        let experts = keys.get(key).and_then(Value::as_u64).filter(|experts| *experts > 0);
+        if let Some(experts) = experts {
+            return Err(Error::file(keys.path, format!("expected a dense decoder, got `{key}` = {experts}"))
+                .hint("mixtures of experts are not supported: routing and maps of experts are missing here"));
+        }
+    }
+    Ok(())
+}
+
 /// Base of the rotary frequencies that transformers' configuration class of the family defaults to.
 fn default_theta(model_type: &str) -> f64 {
     match model_type {
-        "gemma3_text" | "gemma3" => 1_000_000.0,
+        "gemma3_text" => 1_000_000.0,
+        "smollm3" => 2_000_000.0,
+        "olmo3" => 500_000.0,
         _ => 10_000.0,
     }
 }
@@ -242,7 +278,7 @@ fn read_rope(keys: &Keys<'_>, model_type: &str, warnings: &mut Vec<String>) -> R
         (Some(theta), _) | (None, Some(theta)) => theta,
         (None, None) => guess(model_type, warnings),
     };
-    Ok(Rope { theta, kind, raw: Some(object.clone()) })
+    Ok(Rope { theta, kind, raw: Some(Value::Object(map.clone())) })
 }
 
 fn guess(model_type: &str, warnings: &mut Vec<String>) -> f64 {
@@ -270,22 +306,45 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Typed access to a JSON object; `null` counts as absent.
-struct Keys<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'a> {
     path: &'a Path,
     map: &'a Map<String, Value>,
 }
 
 impl<'a> Keys<'a> {
+    /// Access to `map`; `path` only names the file in errors.
+    pub fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
+        Self { path, map }
+    }
+
+    /// Whether the key is written at all, if only as `null`.
+    pub fn states(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    /// The object below a key.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key when it is something else.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let map = value.as_object().ok_or_else(|| self.error(key, "an object", value))?;
+        Ok(Some(Self { path: self.path, map }))
+    }
+
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    fn error(&self, key: &str, expected: &str, got: impl std::fmt::Display) -> Error {
+    /// A problem with the value of a key.
+    pub fn error(&self, key: &str, expected: &str, got: impl std::fmt::Display) -> Error {
         Error::file(self.path, format!("`{key}`: expected {expected}, got {got}"))
     }
 
     /// A dimension or a count.
-    fn size(&self, key: &str) -> Result<Option<usize>> {
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn size(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().filter(|n| (1..=MAX_DIMENSION).contains(n)).map(usize::try_from) {
             Some(Ok(n)) => Ok(Some(n)),
@@ -297,7 +356,10 @@ impl<'a> Keys<'a> {
         self.size(key)?.ok_or_else(|| self.error(key, "a positive integer", "nothing"))
     }
 
-    fn positive(&self, key: &str) -> Result<Option<f64>> {
+    /// A finite number above 0.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn positive(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
             Some(x) => Ok(Some(x)),
@@ -305,14 +367,40 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
+    /// True or false.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.error(key, "true or false", value))
     }
 
-    fn text(&self, key: &str) -> Result<Option<String>> {
+    /// A string.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn text(&self, key: &str) -> Result<Option<String>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(|text| Some(text.to_owned())).ok_or_else(|| self.error(key, "a string", value))
+    }
+
+    /// A list of finite numbers, 0 or more.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.list(key, "a list of numbers", |value| value.as_f64().filter(|x| x.is_finite() && *x >= 0.0))
+    }
+
+    /// A list of strings.
+    ///
+    /// *Errors*: [`Error::Input`] that names the key.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+        self.list(key, "a list of strings", |value| value.as_str().map(str::to_owned))
+    }
+
+    fn list<T>(&self, key: &str, expected: &str, item: impl Fn(&Value) -> Option<T>) -> Result<Option<Vec<T>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let items = value.as_array().and_then(|items| items.iter().map(item).collect::<Option<Vec<T>>>());
+        items.map(Some).ok_or_else(|| self.error(key, expected, value))
     }
 
     /// One token id or a list of them.
@@ -425,6 +513,8 @@ mod tests {
             (json!({"eos_token_id": [-1]}), "`eos_token_id`"),
             (json!({"model_type": null}), "`model_type`: expected a family name, got nothing"),
             (json!({"quantization_config": {"bits": 4}}), "`quantization_config`"),
+            (json!({"text_config": {"hidden_size": 8}}), "expected a decoder of text alone, got `text_config`"),
+            (json!({"num_local_experts": 8}), "expected a dense decoder, got `num_local_experts` = 8"),
             (
                 json!({"rope_parameters": {"rope_theta": 5.0}}),
                 "`rope_theta`: expected the value of `rope_parameters.rope_theta` (5), got 100000",

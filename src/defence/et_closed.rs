@@ -2,8 +2,8 @@
 //!
 //! *Source*: METHOD §2. For each linear map with clean inputs `x`, edited inputs `x̃` of every edit of the bank and anchors
 //! `z`, the change `D` minimises `Σ‖(W+D)x̃ − W₀x‖² + λ‖(W+D)z − W₀z‖² + μ‖D‖²`. Maps are solved in the order in which the
-//! block computes (q, k, v; o; gate, up; down), each on what those before it now give: o aims for the clean attention
-//! output and down for the clean feed-forward output, so errors that a norm or a softmax leaves are corrected there.
+//! block computes (q, k, v; o; gate, up; down), each on what those before it now give: o aims for what it gave in the clean
+//! attention and down for what it gave in the clean feed-forward part, so errors that a norm or a softmax leaves are corrected there.
 //! Tokens weigh as in `et`: masked, and divided by their target's squared norm.
 
 use candle_core::Tensor;
@@ -19,7 +19,7 @@ use crate::intervention::Placed;
 use crate::math::linalg::Ridge;
 use crate::math::seed::Stream;
 use crate::model::optimiser::host_values;
-use crate::model::{BlockParts, Decoder, Module};
+use crate::model::{BlockParts, Decoder, Module, WeightLocation};
 use crate::{Error, Result};
 
 /// Maps that are solved at once: they read the same input.
@@ -106,7 +106,8 @@ impl BlockTrainer for Closed<'_> {
                 }
             }
             for (module, ridge) in modules.iter().zip(&ridges) {
-                let name = module.tensor(self.layer);
+                let WeightLocation { tensor: name, rows, of } =
+                    current.blueprint().weight_location(*module, self.layer);
                 let broken = || Error::input(&name, "expected a solvable least-squares problem, got a singular one");
                 let solved = ridge.solve(self.spec.rank, self.spec.mu).ok_or_else(broken)?;
                 let [d_out, d_in] = current.blueprint().weight_shape(*module);
@@ -115,7 +116,7 @@ impl BlockTrainer for Closed<'_> {
                 };
                 let adapter =
                     Adapter::new(shaped(solved.rank, d_in, solved.a)?, shaped(d_out, solved.rank, solved.b)?, 1.0)?;
-                self.adapters.insert(name.clone(), adapter);
+                self.adapters.add(&name, rows, of, adapter)?;
             }
             current = super::trainable::merge(&self.start, &self.adapters)?;
         }
@@ -145,11 +146,7 @@ fn accumulate(
     };
     let width = input.dim(2)?;
     let x = input.reshape(((), width))?;
-    let target = match module {
-        Module::O => source.cached.attention.value.clone(),
-        Module::Down => source.cached.mlp.value.clone(),
-        _ => original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?,
-    };
+    let target = original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?;
     let error = (&target - map.forward(&x)?)?;
     let mask = source.cached.batch.token_mask(1, x.device())?;
     let weight = (Target::new(target, &mask)?.weight * source.weight)?.sqrt()?;

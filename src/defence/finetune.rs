@@ -45,16 +45,17 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Fresh weights: normal with deviation `0.02`, output maps of each block divided by `√(2·blocks)`, gains 1, biases 0.
+    /// Fresh weights: normal with deviation `0.02`, output maps of each block divided by `√(2·blocks)`, gains of effect 1, biases 0.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub fn fresh(blueprint: Blueprint, device: &Device, stream: &mut Stream) -> Result<Self> {
         let depth = (2.0 * blueprint.n_layers as f64).sqrt();
+        let offset = blueprint.gain_offset as f32;
         Self::from_source(blueprint, device, |name, shape| {
             let count = shape.iter().product();
             let values = if name.ends_with("norm.weight") {
-                vec![1.0; count]
+                vec![1.0 - offset; count]
             } else if name.ends_with("bias") {
                 vec![0.0; count]
             } else {

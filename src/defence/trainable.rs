@@ -1,5 +1,7 @@
 //! Low-rank adapters as variables: where they sit, how they start, how they leave.
 
+use std::collections::BTreeSet;
+
 use candle_core::{Tensor, Var};
 use ndarray::Array2;
 
@@ -7,7 +9,7 @@ use crate::adapter::{Adapter, AdapterSet};
 use crate::math::seed::Stream;
 use crate::model::linear::LowRank;
 use crate::model::optimiser::host_values;
-use crate::model::{Decoder, Module};
+use crate::model::{Decoder, Module, WeightLocation};
 use crate::{Error, Result};
 
 /// One adapter under training.
@@ -15,6 +17,7 @@ use crate::{Error, Result};
 struct Slot {
     layer: usize,
     module: Module,
+    location: WeightLocation,
     a: Var,
     b: Var,
 }
@@ -48,7 +51,8 @@ impl Trainable {
                 let a = stream.uniform(rank * d_in, (d_in as f64).powf(-0.5));
                 let a = Var::from_tensor(&Tensor::from_vec(a, (rank, d_in), decoder.device())?)?;
                 let b = Var::zeros((d_out, rank), candle_core::DType::F32, decoder.device())?;
-                slots.push(Slot { layer, module, a, b });
+                let location = decoder.blueprint().weight_location(module, layer);
+                slots.push(Slot { layer, module, location, a, b });
             }
         }
         Ok(Self { slots, scale: 1.0 })
@@ -107,7 +111,7 @@ impl Trainable {
         })
     }
 
-    /// The adapters as plain numbers by tensor name.
+    /// The adapters as plain numbers by tensor name; those of maps that share a tensor are one.
     ///
     /// # Errors
     /// When a copy from the device fails.
@@ -119,7 +123,8 @@ impl Trainable {
         };
         let mut set = AdapterSet::default();
         for slot in &self.slots {
-            set.insert(slot.module.tensor(slot.layer), Adapter::new(matrix(&slot.a)?, matrix(&slot.b)?, 1.0)?);
+            let WeightLocation { tensor, rows, of } = &slot.location;
+            set.add(tensor, rows.clone(), *of, Adapter::new(matrix(&slot.a)?, matrix(&slot.b)?, 1.0)?)?;
         }
         Ok(set)
     }
@@ -130,24 +135,29 @@ impl Trainable {
 /// # Errors
 /// When an adapter names a tensor that is not a map of a block, or its shape does not fit.
 pub fn merge(decoder: &Decoder, adapters: &AdapterSet) -> Result<Decoder> {
-    let mut used = 0;
+    let mut used = BTreeSet::new();
     let merged = decoder.map_blocks(|layer, block| {
         let mut changed = block.clone();
         for module in Module::ALL {
-            let Some(adapter) = adapters.get(&module.tensor(layer)) else { continue };
-            used += 1;
+            let WeightLocation { tensor, rows, of } = decoder.blueprint().weight_location(module, layer);
+            let Some(adapter) = adapters.get(&tensor) else { continue };
+            if adapter.shape().0 != of {
+                let problem = format!("expected an adapter of {of} rows, got {:?}", adapter.shape());
+                return Err(Error::input(format!("tensor `{tensor}`"), problem));
+            }
+            used.insert(tensor);
             let map = block.map(module);
             // Summed on the host as the files are, and rounded once.
-            let delta: Vec<f32> = adapter.delta().into_iter().collect();
+            let delta: Vec<f32> = adapter.delta_of(rows).into_iter().collect();
             let delta = Tensor::from_vec(delta, map.weight().dims(), decoder.device())?;
             changed = changed.with_map(module, map.with_weight((map.weight() + delta)?));
         }
         Ok(changed)
     })?;
-    if used != adapters.len() {
+    if used.len() != adapters.len() {
         return Err(Error::input(
             "adapters",
-            format!("expected maps of blocks only, got {} others", adapters.len() - used),
+            format!("expected maps of blocks only, got {} others", adapters.len() - used.len()),
         ));
     }
     Ok(merged)

@@ -44,6 +44,22 @@ pub fn start_workers(threads: Option<usize>) {
 /// `exp(x)`, accurate to 2 units in the last place on `[-87, 88]`, saturating outside. Inlines into vector loops.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    let (excess, scale) = exp_parts(x);
+    (excess + 1.0) * scale
+}
+
+/// `tanh(x)`, accurate to 3 units in the last place. Inlines into vector loops.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    // tanh(x) = (e^2x − 1) / (e^2x + 1); the parts give e^2x − 1 without cancellation. Beyond ±10 it is ±1 in f32.
+    let (excess, scale) = exp_parts(2.0 * x.clamp(-10.0, 10.0));
+    let less_one = excess * scale + (scale - 1.0);
+    less_one / (less_one + 2.0)
+}
+
+/// `(q, s)` with `exp(x) = (q + 1) · s`, `s` a power of two and `q` small.
+#[inline(always)]
+fn exp_parts(x: f32) -> (f32, f32) {
     // exp(x) = 2^n · exp(r), r in ±ln2/2; ln 2 is split so that n·ln2 cancels exactly.
     let x = x.clamp(-87.0, 88.0);
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
@@ -55,10 +71,9 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
-    let value = p * r * r + r + 1.0;
     // n is an integer in -126..=127 here, so the shifted exponent is a valid one.
     let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
-    value * scale
+    (p * r * r + r, scale)
 }
 
 /// In-place softmax of the first `len` entries of a row; the rest becomes zero. Returns the log of the normaliser
@@ -121,6 +136,18 @@ mod tests {
             let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
             let unit = exact * f64::from(f32::EPSILON);
             assert!((ours - exact).abs() <= 2.0 * unit, "exp({x}) = {ours}, exact {exact}");
+        }
+    }
+
+    #[test]
+    fn tanh_is_accurate_to_three_units_in_the_last_place() {
+        for i in -1_200..=1_200 {
+            for scale in [0.01, 1e-5] {
+                let x = i as f32 * scale;
+                let (ours, exact) = (f64::from(tanh(x)), f64::from(x).tanh());
+                let unit = exact.abs() * f64::from(f32::EPSILON);
+                assert!((ours - exact).abs() <= 3.0 * unit, "tanh({x}) = {ours}, exact {exact}");
+            }
         }
     }
 

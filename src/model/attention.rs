@@ -7,9 +7,10 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
+use super::cap::soft_cap_plain;
 use super::kernel::{contiguous, flat, for_indices, tensor_like};
 use crate::Result;
-use crate::math::float::{dot, softmax_prefix};
+use crate::math::float::{dot, softmax_prefix, tanh};
 use crate::math::gemm::{View, gemm};
 
 /// Shape of one attention call.
@@ -25,9 +26,23 @@ pub struct AttentionShape {
     pub pads: Arc<Vec<usize>>,
     /// Columns in the cache before the first query.
     pub past: usize,
+    /// Factor on scores, mostly `1/√head_dim`.
+    pub scale: f32,
+    /// `c` of `c · tanh(score / c)`, applied to scaled scores.
+    pub cap: Option<f32>,
+    /// Latest columns that a query sees, its own included; `None`: all before it.
+    pub window: Option<usize>,
 }
 
-/// `softmax(q kᵀ / √head_dim) v`, causal.
+impl AttentionShape {
+    /// First key that the query in column `at` sees; padding columns see themselves, so that no row is empty.
+    fn start(&self, row: usize, at: usize) -> usize {
+        let windowed = self.window.map_or(0, |window| (at + 1).saturating_sub(window));
+        self.pads[row].max(windowed).min(at)
+    }
+}
+
+/// `softmax(cap(scale · q kᵀ)) v`, causal, over a window.
 ///
 /// *Shapes*: `q` `[batch, queries, heads · head_dim]`, `k` and `v` `[batch, capacity, kv_heads · head_dim]` of which the
 /// first `past + queries` columns are read; result as `q`. Differentiable in all three where `past` is 0.
@@ -61,22 +76,18 @@ pub fn attend_plain(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) 
             .contiguous()
     };
     let q = q.reshape((batch, queries, shape.heads, shape.head_dim))?.transpose(1, 2)?.contiguous()?;
-    let scores = (q.matmul(&spread(k)?.transpose(2, 3)?.contiguous()?)? * (shape.head_dim as f64).powf(-0.5))?;
+    let mut scores = (q.matmul(&spread(k)?.transpose(2, 3)?.contiguous()?)? * f64::from(shape.scale))?;
+    if let Some(cap) = shape.cap {
+        scores = soft_cap_plain(&scores, f64::from(cap))?;
+    }
     let mask: Vec<f32> = (0..batch)
         .flat_map(|row| (0..queries).flat_map(move |i| (0..keys).map(move |j| (row, i, j))))
-        .map(
-            |(row, i, j)| if j <= shape.past + i && j >= start(&shape.pads, row, shape.past + i) { 0.0 } else { -1e30 },
-        )
+        .map(|(row, i, j)| if j <= shape.past + i && j >= shape.start(row, shape.past + i) { 0.0 } else { -1e30 })
         .collect();
     let mask = Tensor::from_vec(mask, (batch, 1, queries, keys), q.device())?;
     let probabilities = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, 3)?;
     let out = probabilities.matmul(&spread(v)?)?;
     Ok(out.transpose(1, 2)?.reshape((batch, queries, width))?)
-}
-
-/// First key that the query in column `at` sees; padding columns see themselves, so that no row is empty.
-fn start(pads: &[usize], row: usize, at: usize) -> usize {
-    pads[row].min(at)
 }
 
 struct Attention {
@@ -92,9 +103,8 @@ const FEW_QUERIES: usize = 4;
 impl Attention {
     fn probabilities(&self, q: &[f32], k: &[f32], row: usize, queries: usize) -> Vec<f32> {
         // q and k begin at this head; rows lie a full width apart.
-        let AttentionShape { heads, kv_heads, head_dim: d, past, .. } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim: d, past, scale, .. } = self.shape;
         let (wide, narrow, keys) = (heads * d, kv_heads * d, past + queries);
-        let scale = (d as f32).powf(-0.5);
         let mut p = vec![0.0; queries * keys];
         if queries < FEW_QUERIES {
             for i in 0..queries {
@@ -107,7 +117,11 @@ impl Attention {
             gemm((queries, d, keys), View::rows(q, wide), View::rows(k, narrow).t(), &mut p, keys, 0.0, scale);
         }
         for (i, p) in p.chunks_exact_mut(keys).enumerate() {
-            softmax_prefix(p, start(&self.shape.pads, row, past + i), past + i + 1);
+            let start = self.shape.start(row, past + i);
+            if let Some(cap) = self.shape.cap {
+                p[start..=past + i].iter_mut().for_each(|p| *p = cap * tanh(*p / cap));
+            }
+            softmax_prefix(p, start, past + i + 1);
         }
         p
     }
@@ -180,9 +194,9 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        // z = PV, P = softmax(S), S = qkᵀ/√d:  dV = PᵀdZ,  dP = dZVᵀ,  dS = P∘(dP − rowsum(P∘dP)),
-        // dq = dS·k/√d,  dk = dSᵀ·q/√d; k and v sum over the query heads of their group.
-        let AttentionShape { heads, kv_heads, head_dim: d, past, .. } = self.shape;
+        // z = PV, P = softmax(C), C = cap·tanh(S/cap), S = s·qkᵀ:  dV = PᵀdZ,  dP = dZVᵀ,  dC = P∘(dP − rowsum(P∘dP)),
+        // dS = dC∘(1 − tanh²(S/cap)),  dq = s·dS·k,  dk = s·dSᵀ·q; k and v sum over the query heads of their group.
+        let AttentionShape { heads, kv_heads, head_dim: d, past, scale, cap, .. } = self.shape;
         if past != 0 {
             candle_core::bail!("attention has no backward pass through a cache");
         }
@@ -194,12 +208,13 @@ impl CustomOp3 for Attention {
         let (fq, fk, fv, fg) = (flat(q)?, flat(k)?, flat(v)?, flat(grad)?);
         let (fq, fk, fv, fg) = (fq.values()?, fk.values()?, fv.values()?, fg.values()?);
         let (fq, fk, fv, fg): (&[f32], &[f32], &[f32], &[f32]) = (&fq, &fk, &fv, &fg);
-        let scale = (d as f32).powf(-0.5);
         let parts = for_indices(batch * kv_heads, batch * heads * n * n * 4, |index| {
             let (row, kv) = (index / kv_heads, index % kv_heads);
             let (k, v) = (&fk[row * n * narrow + kv * d..], &fv[row * n * narrow + kv * d..]);
             let (mut dq, mut dk, mut dv) = (vec![0.0; group * n * d], vec![0.0; n * d], vec![0.0; n * d]);
             let mut ds = vec![0.0; n * n];
+            // Scores, which the probabilities do not give back.
+            let mut scores = if cap.is_some() { vec![0.0; n * n] } else { vec![] };
             for member in 0..group {
                 let head = kv * group + member;
                 let p = &saved[row * heads + head];
@@ -211,6 +226,13 @@ impl CustomOp3 for Attention {
                     let mean = dot(p, ds);
                     for j in 0..n {
                         ds[j] = p[j] * (ds[j] - mean) * scale;
+                    }
+                }
+                if let Some(cap) = cap {
+                    gemm((n, d, n), View::rows(q, wide), View::rows(k, narrow).t(), &mut scores, n, 0.0, scale);
+                    for (ds, score) in ds.iter_mut().zip(&scores) {
+                        let t = tanh(score / cap);
+                        *ds *= 1.0 - t * t;
                     }
                 }
                 let dq = &mut dq[member * n * d..][..n * d];

@@ -6,12 +6,12 @@ use candle_core::Tensor;
 
 use super::attention::{AttentionShape, attend};
 use super::batch::TokenBatch;
-use super::blueprint::{Blueprint, Module};
+use super::blueprint::{Attends, Blueprint, Module};
 use super::hooks::Hooks;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
-use super::mlp::swiglu;
-use super::norm::rms_norm;
+use super::mlp::gated;
+use super::norm::{Norm, rms_norm};
 use super::rope::{RopeTable, RowPositions};
 use super::site::{Point, Site};
 use crate::{Error, Result};
@@ -21,22 +21,31 @@ use crate::{Error, Result};
 pub struct Block {
     /// The seven linear maps, in [`Module::ALL`]'s order.
     pub(super) maps: [Linear; 7],
-    /// Gain of the norm before attention, `[d_model]`.
-    pub(super) attention_norm: Tensor,
-    /// Gain of the norm before the feed-forward part, `[d_model]`.
-    pub(super) mlp_norm: Tensor,
+    /// Norms around attention and feed-forward part.
+    pub(super) norms: Norms,
+}
+
+/// The norms that a block has.
+#[derive(Debug, Clone)]
+pub(super) struct Norms {
+    pub attention_in: Option<Norm>,
+    pub attention_out: Option<Norm>,
+    pub mlp_in: Option<Norm>,
+    pub mlp_out: Option<Norm>,
+    /// Gains of queries' and keys' norms.
+    pub qk: Option<(Tensor, Tensor)>,
 }
 
 /// What a block's maps read and write, each `[batch, pos, width]`.
 #[derive(Debug, Clone)]
 pub struct BlockParts {
-    /// Input of q, k and v: the normed stream.
+    /// Input of q, k and v: the stream, normed where the family does that.
     pub attention_in: Tensor,
     /// Input of o: the heads' outputs.
     pub z: Tensor,
     /// What attention adds to the stream.
     pub attention: Tensor,
-    /// Input of gate and up: the normed stream after attention.
+    /// Input of gate and up: the stream after attention, likewise.
     pub mlp_in: Tensor,
     /// Input of down.
     pub active: Tensor,
@@ -47,7 +56,7 @@ pub struct BlockParts {
 /// What a block needs besides its weights and input.
 pub(super) struct Context<'a> {
     pub blueprint: &'a Blueprint,
-    pub rope: &'a RopeTable,
+    pub ropes: &'a [RopeTable],
     pub batch: &'a TokenBatch,
     pub pads: Arc<Vec<usize>>,
     pub past: usize,
@@ -75,11 +84,19 @@ impl Block {
         hooks: &mut Hooks<'_>,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let Context { blueprint, rope, batch, pads, past } = context;
-        let x = rms_norm(h, &self.attention_norm, blueprint.norm_eps)?;
+        let Context { blueprint, ropes, batch, pads, past } = context;
+        let Attends { window, rope } = blueprint.attends(layer);
+        let x = self.attention_in(h, blueprint)?;
         let positions = RowPositions { pads: pads.clone(), past: *past };
-        let q = rope.rotate(&self.map(Module::Q).forward(&x)?, &positions)?;
-        let k = rope.rotate(&self.map(Module::K).forward(&x)?, &positions)?;
+        let turned = |x: Tensor| match rope.and_then(|rope| ropes.get(rope)) {
+            Some(rope) => rope.rotate(&x, &positions),
+            None => Ok(x),
+        };
+        let (mut q, mut k) = (self.map(Module::Q).forward(&x)?, self.map(Module::K).forward(&x)?);
+        if let Some((q_gain, k_gain)) = &self.norms.qk {
+            (q, k) = (normed_heads(&q, q_gain, blueprint.norm_eps)?, normed_heads(&k, k_gain, blueprint.norm_eps)?);
+        }
+        let (q, k) = (turned(q)?, turned(k)?);
         let v = self.map(Module::V).forward(&x)?;
         let (k, v) = match cache {
             Some(cache) => cache.extend(layer, &k, &v)?,
@@ -91,9 +108,13 @@ impl Block {
             head_dim: blueprint.head_dim,
             pads: pads.clone(),
             past: *past,
+            scale: blueprint.attention_scale.map_or((blueprint.head_dim as f32).powf(-0.5), |scale| scale as f32),
+            cap: blueprint.attention_cap.map(|cap| cap as f32),
+            window,
         };
         let z = hooks.visit(Site::new(layer, Point::Z), attend(&q, &k, &v, &shape)?, batch)?;
-        hooks.visit(Site::new(layer, Point::AttnOut), self.map(Module::O).forward(&z)?, batch)
+        let out = added(self.map(Module::O).forward(&z)?, self.norms.attention_out.as_ref(), blueprint)?;
+        hooks.visit(Site::new(layer, Point::AttnOut), out, batch)
     }
 
     /// What the feed-forward part adds to the stream, from `x` `[batch, pos, d_model]`; with the hook at `hook_mlp_out`.
@@ -104,12 +125,25 @@ impl Block {
         context: &Context<'_>,
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        let active = self.active(&rms_norm(x, &self.mlp_norm, context.blueprint.norm_eps)?)?;
-        hooks.visit(Site::new(layer, Point::MlpOut), self.map(Module::Down).forward(&active)?, context.batch)
+        let out =
+            self.add_mlp(&self.active(&self.mlp_in(x, context.blueprint)?, context.blueprint)?, context.blueprint)?;
+        hooks.visit(Site::new(layer, Point::MlpOut), out, context.batch)
     }
 
-    fn active(&self, normed: &Tensor) -> Result<Tensor> {
-        swiglu(&self.map(Module::Gate).forward(normed)?, &self.map(Module::Up).forward(normed)?)
+    fn attention_in(&self, h: &Tensor, blueprint: &Blueprint) -> Result<Tensor> {
+        self.norms.attention_in.as_ref().map_or_else(|| Ok(h.clone()), |norm| norm.forward(h, blueprint.norm_eps))
+    }
+
+    fn mlp_in(&self, x: &Tensor, blueprint: &Blueprint) -> Result<Tensor> {
+        self.norms.mlp_in.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x, blueprint.norm_eps))
+    }
+
+    fn active(&self, read: &Tensor, blueprint: &Blueprint) -> Result<Tensor> {
+        gated(blueprint.activation, &self.map(Module::Gate).forward(read)?, &self.map(Module::Up).forward(read)?)
+    }
+
+    fn add_mlp(&self, active: &Tensor, blueprint: &Blueprint) -> Result<Tensor> {
+        added(self.map(Module::Down).forward(active)?, self.norms.mlp_out.as_ref(), blueprint)
     }
 
     /// What every map of the block reads and what the two parts write, from `h` `[batch, pos, d_model]`.
@@ -118,11 +152,11 @@ impl Block {
         let mut hooks = Hooks::none().and_record([site]);
         let attention = self.attention(layer, h, context, &mut hooks, None)?;
         let z = hooks.take(site).ok_or_else(|| Error::input(site, "expected a recording, got none"))?;
-        let eps = context.blueprint.norm_eps;
-        let mlp_in = rms_norm(&(h + &attention)?, &self.mlp_norm, eps)?;
-        let active = self.active(&mlp_in)?;
-        let mlp = self.map(Module::Down).forward(&active)?;
-        Ok(BlockParts { attention_in: rms_norm(h, &self.attention_norm, eps)?, z, attention, mlp_in, active, mlp })
+        let blueprint = context.blueprint;
+        let mlp_in = self.mlp_in(&(h + &attention)?, blueprint)?;
+        let active = self.active(&mlp_in, blueprint)?;
+        let mlp = self.add_mlp(&active, blueprint)?;
+        Ok(BlockParts { attention_in: self.attention_in(h, blueprint)?, z, attention, mlp_in, active, mlp })
     }
 
     /// The block's output, `[batch, pos, d_model]`.
@@ -140,4 +174,20 @@ impl Block {
         let mlp = self.feed_forward(layer, &mid, context, hooks)?;
         hooks.visit(Site::new(layer, Point::ResidPost), (mid + mlp)?, context.batch)
     }
+}
+
+/// What a part's last map gives, as it is added to the stream: normed and scaled where the family does that.
+fn added(out: Tensor, norm: Option<&Norm>, blueprint: &Blueprint) -> Result<Tensor> {
+    let out = match norm {
+        Some(norm) => norm.forward(&out, blueprint.norm_eps)?,
+        None => out,
+    };
+    Ok(if blueprint.residual_scale == 1.0 { out } else { (out * blueprint.residual_scale)? })
+}
+
+/// RMS norms of stretches of the gain's length: one head or all of them.
+fn normed_heads(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
+    let (batch, cols, width) = x.dims3()?;
+    let length = gain.dims1()?;
+    Ok(rms_norm(&x.reshape((batch, cols, width / length, length))?, gain, eps)?.reshape((batch, cols, width))?)
 }

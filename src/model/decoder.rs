@@ -9,13 +9,14 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::batch::TokenBatch;
-use super::block::{Block, BlockParts, Context};
-use super::blueprint::{Blueprint, Module};
+use super::block::{Block, BlockParts, Context, Norms};
+use super::blueprint::{Blueprint, Module, NormKind, QkNorm};
+use super::cap::soft_cap;
 use super::families;
 use super::hooks::Hooks;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
-use super::norm::rms_norm;
+use super::norm::Norm;
 use super::rope::RopeTable;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -30,10 +31,13 @@ pub struct Decoder {
     device: Device,
     embedding: Tensor,
     blocks: Vec<Block>,
-    norm: Tensor,
+    norm: Norm,
     head: Linear,
-    rope: RopeTable,
+    ropes: Vec<RopeTable>,
 }
+
+/// Where [`Decoder::from_weights`] gets a tensor by name and shape.
+type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
 
 impl Decoder {
     /// Reads a checkpoint's weights, widened to f32.
@@ -61,32 +65,15 @@ impl Decoder {
         let embedding = weight("model.embed_tokens.weight", &[blueprint.vocab, d])?;
         let mut blocks = Vec::with_capacity(blueprint.n_layers);
         for layer in 0..blueprint.n_layers {
-            let mut map = |module: Module| -> Result<Linear> {
-                let shape = blueprint.weight_shape(module);
-                let bias = if blueprint.has_bias(module) {
-                    Some(weight(&format!("model.layers.{layer}.{module}.bias"), &shape[..1])?)
-                } else {
-                    None
-                };
-                Ok(Linear::new(weight(&module.tensor(layer), &shape)?, bias))
-            };
-            let maps = [
-                map(Module::Q)?,
-                map(Module::K)?,
-                map(Module::V)?,
-                map(Module::O)?,
-                map(Module::Gate)?,
-                map(Module::Up)?,
-                map(Module::Down)?,
-            ];
-            let attention_norm = weight(&format!("model.layers.{layer}.input_layernorm.weight"), &[d])?;
-            let mlp_norm = weight(&format!("model.layers.{layer}.post_attention_layernorm.weight"), &[d])?;
-            blocks.push(Block { maps, attention_norm, mlp_norm });
+            let maps = maps(&blueprint, layer, &mut weight)?;
+            let norms = norms(&blueprint, layer, &mut weight)?;
+            blocks.push(Block { maps, norms });
         }
-        let norm = weight("model.norm.weight", &[d])?;
+        let norm = norm(&blueprint, "model.norm", &mut weight)?;
         let head = if blueprint.tied { embedding.clone() } else { weight("lm_head.weight", &[blueprint.vocab, d])? };
-        let rope = RopeTable::new(blueprint.rope_theta, blueprint.head_dim, blueprint.max_positions.min(MAX_TABLE));
-        Ok(Self { blueprint, device: device.clone(), embedding, blocks, norm, head: Linear::new(head, None), rope })
+        let positions = blueprint.max_positions.min(MAX_TABLE);
+        let ropes = blueprint.ropes.iter().map(|rope| RopeTable::new(rope, blueprint.head_dim, positions)).collect();
+        Ok(Self { device: device.clone(), embedding, blocks, norm, head: Linear::new(head, None), ropes, blueprint })
     }
 
     /// The architecture.
@@ -161,7 +148,9 @@ impl Decoder {
             .hint("do tokenizer and weights belong together?"));
         }
         let flat = self.embedding.index_select(&batch.tensor(&self.device)?, 0)?;
-        Ok(flat.reshape((batch.rows(), batch.cols(), self.blueprint.d_model))?)
+        let embedded = flat.reshape((batch.rows(), batch.cols(), self.blueprint.d_model))?;
+        let scale = self.blueprint.embedding_scale;
+        Ok(if scale == 1.0 { embedded } else { (embedded * scale)? })
     }
 
     /// Runs blocks `layers` on `h`, the input of the first of them.
@@ -243,10 +232,82 @@ impl Decoder {
     }
 
     fn unembed(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(&rms_norm(hidden, &self.norm, self.blueprint.norm_eps)?)
+        let Blueprint { norm_eps, logit_divisor, logit_cap, .. } = self.blueprint;
+        let mut logits = self.head.forward(&self.norm.forward(hidden, norm_eps)?)?;
+        if logit_divisor != 1.0 {
+            logits = (logits / logit_divisor)?;
+        }
+        match logit_cap {
+            Some(cap) => soft_cap(&logits, cap),
+            None => Ok(logits),
+        }
     }
 
     fn context<'a>(&'a self, batch: &'a TokenBatch, past: usize) -> Context<'a> {
-        Context { blueprint: &self.blueprint, rope: &self.rope, batch, pads: Arc::new(batch.pads().to_vec()), past }
+        Context { blueprint: &self.blueprint, ropes: &self.ropes, batch, pads: Arc::new(batch.pads().to_vec()), past }
     }
+}
+
+/// The seven maps of a block; those of a fused tensor share its memory.
+fn maps(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result<[Linear; 7]> {
+    let mut fused: Option<(String, Tensor)> = None;
+    let mut map = |module: Module| -> Result<Linear> {
+        let shape = blueprint.weight_shape(module);
+        let bias = if blueprint.has_bias(module) {
+            Some(weight(&format!("model.layers.{layer}.{module}.bias"), &shape[..1])?)
+        } else {
+            None
+        };
+        let location = blueprint.weight_location(module, layer);
+        if location.rows.len() == location.of {
+            return Ok(Linear::new(weight(&location.tensor, &shape)?, bias));
+        }
+        let whole = match &fused {
+            Some((name, whole)) if *name == location.tensor => whole.clone(),
+            _ => weight(&location.tensor, &[location.of, shape[1]])?,
+        };
+        fused = Some((location.tensor, whole.clone()));
+        Ok(Linear::new(whole.narrow(0, location.rows.start, location.rows.len())?, bias))
+    };
+    Ok([
+        map(Module::Q)?,
+        map(Module::K)?,
+        map(Module::V)?,
+        map(Module::O)?,
+        map(Module::Gate)?,
+        map(Module::Up)?,
+        map(Module::Down)?,
+    ])
+}
+
+fn norms(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result<Norms> {
+    let mut at = |name: Option<&str>| -> Result<Option<Norm>> {
+        name.map(|name| norm(blueprint, &format!("model.layers.{layer}.{name}"), weight)).transpose()
+    };
+    let places = blueprint.norms;
+    let (attention_in, attention_out) = (at(places.attention_in)?, at(places.attention_out)?);
+    let (mlp_in, mlp_out) = (at(places.mlp_in)?, at(places.mlp_out)?);
+    let heads = match blueprint.qk_norm {
+        QkNorm::None => None,
+        QkNorm::Head => Some((1, 1)),
+        QkNorm::Whole => Some((blueprint.n_heads, blueprint.n_kv_heads)),
+    };
+    let mut of_heads = |name: &str, heads: usize| {
+        gain(blueprint, &format!("model.layers.{layer}.self_attn.{name}"), heads * blueprint.head_dim, weight)
+    };
+    let qk = heads.map(|(q, k)| Ok::<_, Error>((of_heads("q_norm", q)?, of_heads("k_norm", k)?))).transpose()?;
+    Ok(Norms { attention_in, attention_out, mlp_in, mlp_out, qk })
+}
+
+fn norm(blueprint: &Blueprint, name: &str, weight: &mut Source<'_>) -> Result<Norm> {
+    let gain = gain(blueprint, name, blueprint.d_model, weight)?;
+    Ok(match blueprint.norm {
+        NormKind::Rms => Norm::Rms(gain),
+        NormKind::Layer => Norm::Layer(gain, weight(&format!("{name}.bias"), &[blueprint.d_model])?),
+    })
+}
+
+fn gain(blueprint: &Blueprint, name: &str, width: usize, weight: &mut Source<'_>) -> Result<Tensor> {
+    let stored = weight(&format!("{name}.weight"), &[width])?;
+    Ok(if blueprint.gain_offset == 0.0 { stored } else { (stored + blueprint.gain_offset)? })
 }

@@ -17,6 +17,9 @@ fn worth_sharing(values: usize) -> bool {
     values >= if rayon::current_thread_index().is_some() { inside } else { outside }
 }
 
+/// Values per unit of work that acts on each value alone.
+const CHUNK: usize = 1024;
+
 /// The contiguous f32 values of a custom operation's argument.
 pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let (start, end) = layout
@@ -83,6 +86,17 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut 
             || values.chunks_exact_mut(width).enumerate().for_each(|(row, v)| work(chunk * rows + row, v)),
         );
     });
+}
+
+/// Calls `work(start, values)` for chunks of `out`, as [`for_rows`]: what acts on each value alone.
+pub(super) fn for_values(out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
+    let whole = out.len() / CHUNK * CHUNK;
+    let (head, tail) = out.split_at_mut(whole);
+    for_rows(head, CHUNK, |row, out| work(row * CHUNK, out));
+    if !tail.is_empty() {
+        let width = tail.len();
+        for_rows(tail, width, |_, out| work(whole, out));
+    }
 }
 
 /// Runs `work(index)` for every index below `n`, on all workers when `cost` (values touched) makes it worth it, and returns

@@ -1,19 +1,31 @@
 //! Rotary position embedding in the half-split layout of Hugging Face checkpoints, with its own backward pass.
 //!
-//! The rotation is orthogonal, so the gradient is the rotation by the opposite angle.
+//! The rotation is orthogonal but for a common factor, so the gradient is the rotation by the opposite angle.
 
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+use super::frequencies::Rope;
 use super::kernel::{contiguous, flat, for_rows, tensor_like};
-use crate::Result;
+use crate::{Error, Result};
 
-/// Cosines and sines of all positions up to a limit, `[positions, head_dim / 2]` each.
+/// Cosines and sines of positions, `[positions, frequencies]` each.
 #[derive(Debug, Clone)]
-pub struct RopeTable {
+struct Angles {
     cos: Arc<Vec<f32>>,
     sin: Arc<Vec<f32>>,
+}
+
+/// Cosines and sines of all positions up to a limit.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    angles: Angles,
+    /// Angles of sequences longer than a first context, and that context's length.
+    beyond: Option<(usize, Angles)>,
+    positions: usize,
+    head_dim: usize,
+    /// Frequencies of a head.
     half: usize,
 }
 
@@ -27,21 +39,48 @@ pub struct RowPositions {
 }
 
 impl RopeTable {
-    /// Angles `position · theta^(−2i / head_dim)`, computed in f64.
-    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
-        let angles = |f: fn(f64) -> f64| {
-            // transformers builds the angles in f32; so do we, or logits drift apart at high positions.
-            let angle = |p: usize, w: f64| f64::from(p as f32 * w as f32);
-            Arc::new((0..positions).flat_map(|p| frequencies.iter().map(move |w| f(angle(p, *w)) as f32)).collect())
+    /// Angles `position · frequency` of a head, the frequencies computed in f64.
+    pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
+        let table = |beyond: bool| {
+            let (frequencies, amplitude) = rope.frequencies(head_dim, beyond);
+            let values = |f: fn(f64) -> f64| {
+                // transformers builds the angles in f32; so do we, or logits drift apart at high positions.
+                let angle = |p: usize, w: f64| f64::from(p as f32 * w as f32);
+                let scaled = |p: usize, w: f64| f(angle(p, w)) as f32 * amplitude as f32;
+                Arc::new((0..positions).flat_map(|p| frequencies.iter().map(move |w| scaled(p, *w))).collect())
+            };
+            Angles { cos: values(f64::cos), sin: values(f64::sin) }
         };
-        Self { cos: angles(f64::cos), sin: angles(f64::sin), half }
+        let beyond = rope.first_context().filter(|context| *context < positions).map(|context| (context, table(true)));
+        Self { angles: table(false), beyond, positions, head_dim, half: rope.count(head_dim) }
     }
 
     /// Number of positions in the table.
     pub fn positions(&self) -> usize {
-        self.cos.len() / self.half.max(1)
+        self.positions
+    }
+
+    /// Angles of a sequence of that length.
+    fn angles(&self, length: usize) -> &Angles {
+        match &self.beyond {
+            Some((context, angles)) if length > *context => angles,
+            _ => &self.angles,
+        }
+    }
+
+    /// Refuses rows that outgrow the first context while their older keys lie in a cache, turned by other angles.
+    fn check_growth(&self, cols: usize, rows: &RowPositions) -> Result<()> {
+        let Some((context, _)) = &self.beyond else { return Ok(()) };
+        let crosses =
+            |pad: &usize| rows.past > *pad && rows.past - pad <= *context && rows.past + cols - pad > *context;
+        if rows.pads.iter().any(crosses) {
+            return Err(Error::input(
+                "position embedding",
+                format!("expected a sequence that stays within {context} tokens or begins beyond them"),
+            )
+            .hint("this model turns keys by other angles in longer sequences; ask for fewer tokens"));
+        }
+        Ok(())
     }
 
     /// Rotates every head of `x`.
@@ -53,11 +92,12 @@ impl RopeTable {
     pub fn rotate(&self, x: &Tensor, rows: &RowPositions) -> Result<Tensor> {
         let (_, cols, _) = x.dims3()?;
         if cols + rows.past > self.positions() {
-            return Err(crate::Error::input(
+            return Err(Error::input(
                 "position embedding",
                 format!("expected at most {} tokens, got {}", self.positions(), cols + rows.past),
             ));
         }
+        self.check_growth(cols, rows)?;
         if x.device().is_cpu() {
             let op = Rotate { table: self.clone(), rows: rows.clone(), cols, sign: 1.0 };
             return Ok(x.contiguous()?.apply_op1(op)?);
@@ -72,19 +112,35 @@ impl RopeTable {
     pub fn rotate_plain(&self, x: &Tensor, rows: &RowPositions) -> Result<Tensor> {
         let (batch, cols, width) = x.dims3()?;
         let (half, device) = (self.half, x.device());
-        let gather = |table: &[f32]| {
+        let gather = |table: fn(&Angles) -> &[f32]| {
             let values: Vec<f32> = (0..batch)
-                .flat_map(|row| (0..cols).map(move |col| (col + rows.past).saturating_sub(rows.pads[row])))
-                .flat_map(|p| table[p * half..][..half].iter().copied())
+                .flat_map(|row| (0..cols).map(move |col| (row, col)))
+                .flat_map(|(row, col)| self.of_token(table, rows, cols, row, col).iter().copied())
                 .collect();
             Tensor::from_vec(values, (batch, cols, 1, half), device)
         };
-        let (cos, sin) = (gather(&self.cos)?, gather(&self.sin)?);
-        let x = x.reshape((batch, cols, width / (2 * half), 2 * half))?;
+        let (cos, sin) = (gather(|angles| &angles.cos)?, gather(|angles| &angles.sin)?);
+        let x = x.reshape((batch, cols, width / self.head_dim, self.head_dim))?;
         let (left, right) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
         let first = (left.broadcast_mul(&cos)? - right.broadcast_mul(&sin)?)?;
         let second = (right.broadcast_mul(&cos)? + left.broadcast_mul(&sin)?)?;
-        Ok(Tensor::cat(&[first, second], 3)?.reshape((batch, cols, width))?)
+        let rest = x.narrow(3, 2 * half, self.head_dim - 2 * half)?;
+        Ok(Tensor::cat(&[first, second, rest], 3)?.reshape((batch, cols, width))?)
+    }
+
+    /// The entries of one token.
+    fn of_token<'a>(
+        &'a self,
+        table: impl Fn(&'a Angles) -> &'a [f32],
+        rows: &RowPositions,
+        cols: usize,
+        row: usize,
+        col: usize,
+    ) -> &'a [f32] {
+        let pad = rows.pads[row];
+        let angles = self.angles((rows.past + cols).saturating_sub(pad));
+        let position = (col + rows.past).saturating_sub(pad);
+        &table(angles)[position * self.half..][..self.half]
     }
 }
 
@@ -97,21 +153,22 @@ struct Rotate {
 
 impl Rotate {
     fn run(&self, x: &[f32], width: usize, sign: f32) -> Vec<f32> {
-        let half = self.table.half;
+        let RopeTable { half, head_dim, .. } = self.table;
         let mut out = vec![0.0; x.len()];
         for_rows(&mut out, width, |token, out| {
             let (row, col) = (token / self.cols, token % self.cols);
-            let position = (col + self.rows.past).saturating_sub(self.rows.pads[row]);
-            let cos = &self.table.cos[position * half..][..half];
-            let sin = &self.table.sin[position * half..][..half];
+            let cos = self.table.of_token(|angles| &angles.cos, &self.rows, self.cols, row, col);
+            let sin = self.table.of_token(|angles| &angles.sin, &self.rows, self.cols, row, col);
             let x = &x[token * width..][..width];
-            for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
+            for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
+                let ((x, kept), (out, rest)) = (x.split_at(2 * half), out.split_at_mut(2 * half));
                 let ((left, right), (first, second)) = (x.split_at(half), out.split_at_mut(half));
                 for i in 0..half {
                     let sin = sign * sin[i];
                     first[i] = left[i] * cos[i] - right[i] * sin;
                     second[i] = right[i] * cos[i] + left[i] * sin;
                 }
+                rest.copy_from_slice(kept);
             }
         });
         out

@@ -18,7 +18,7 @@ use crate::data::{Example, PromptSet};
 use crate::defence::UnitStore;
 use crate::event::{Event, Observer};
 use crate::judge::{Composite, Judge as _};
-use crate::model::{Blueprint, Decoder, Module};
+use crate::model::{Blueprint, Decoder};
 use crate::recipe::{Recipe, Suite};
 use crate::report::threshold::MIN_BASE_REFUSAL;
 use crate::report::wording::percent;
@@ -312,11 +312,11 @@ fn delta(base: &Checkpoint, hardened: &Checkpoint, blueprint: &Blueprint) -> Res
     });
     let blocks = (0..blueprint.n_layers)
         .map(|layer| {
-            let sums: Vec<(f64, f64)> = Module::ALL
+            let sums: Vec<(f64, f64)> = blueprint
+                .weight_tensors(layer)
                 .par_iter()
-                .map(|module| {
-                    let name = module.tensor(layer);
-                    let (before, after) = (base.read_f32(&name)?, hardened.read_f32(&name)?);
+                .map(|name| {
+                    let (before, after) = (base.read_f32(name)?, hardened.read_f32(name)?);
                     Ok(before.iter().zip(&after).fold((0.0, 0.0), |(change, size), (b, a)| {
                         let (b, a) = (f64::from(*b), f64::from(*a));
                         (change + (a - b).powi(2), size + b * b)

@@ -25,12 +25,9 @@ fn decoder(encoder: &PromptEncoder, seed: u64) -> Decoder {
         head_dim: 8,
         d_ff: 24,
         norm_eps: 1e-5,
-        rope_theta: 1e4,
         max_positions: 128,
         tied: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     };
     let mut stream = Stream::new(seed, "utility");
     Decoder::from_weights(blueprint, &Device::Cpu, |name, shape| {

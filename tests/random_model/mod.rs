@@ -93,12 +93,9 @@ fn write_model(dir: &Path) {
         head_dim: 8,
         d_ff: 24,
         norm_eps: 1e-5,
-        rope_theta: 1e4,
         max_positions: 128,
         tied: true,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
+        ..Blueprint::default()
     };
     let config = serde_json::json!({
         "model_type": "llama", "vocab_size": blueprint.vocab, "hidden_size": 16, "intermediate_size": 24,
