@@ -125,7 +125,7 @@ fn every_adapted_matrix_has_the_gradient_of_finite_differences() {
 fn every_trainable_weight_has_the_gradient_of_finite_differences() {
     let base = decoder(true);
     for module in Module::ALL {
-        let weight = Var::from_tensor(base.block(1).map(module).weight()).unwrap();
+        let weight = Var::from_tensor(&base.block(1).map(module).weight().tensor().unwrap()).unwrap();
         let loss = |w: &Tensor| {
             let decoder = base
                 .map_blocks(|l, block| {

@@ -2,16 +2,21 @@
 //! the forms of one forward pass that must agree.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, IndexOp as _, Tensor};
 use candle_nn::{Activation, VarBuilder};
 use candle_transformers::models::{llama, qwen2};
 use immunise::Result;
 use immunise::adapter::Adapter;
+use immunise::checkpoint::Checkpoint;
+use immunise::defence::trainable::{Trainable, merge};
 use immunise::math::seed::Stream;
 use immunise::model::frequencies::Rope;
 use immunise::model::generate::{Greedy, generate};
 use immunise::model::linear::LowRank;
+use immunise::model::optimiser::host_values;
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
 use ndarray::Array2;
 
@@ -225,7 +230,8 @@ fn merged_weights_compute_what_the_adapters_did() -> Result<()> {
             map.with_adapter(LowRank { a, b, scale: f64::from(adapter.scale) })
         })?;
         // As the files are merged: the delta summed on the host and added to the weight once.
-        let written = change(&|adapter, map| Ok(map.with_weight((map.weight() + tensor(&adapter.delta())?)?)))?;
+        let written =
+            change(&|adapter, map| Ok(map.with_weight((map.weight().tensor()? + tensor(&adapter.delta())?)?)))?;
         let batch = TokenBatch::prompts(&prompts(), 0);
         let reference = logits(&adapted, &batch);
         assert!(distance(&logits(&base, &batch), &reference) > 0.05, "the adapters do something");
@@ -233,6 +239,35 @@ fn merged_weights_compute_what_the_adapters_did() -> Result<()> {
             let error = distance(&logits(&merged, &batch), &reference);
             assert!(error < 1e-5, "{family}, {name}: {error:e}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_decoder_that_stays_in_its_files_computes_what_a_loaded_one_does() -> Result<()> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-chat");
+    let checkpoint = Arc::new(Checkpoint::open(&dir)?);
+    let (held, stored) = (Decoder::load(&checkpoint, &CPU)?, Decoder::stream(&checkpoint, &CPU)?);
+    let batch = TokenBatch::dialogues(&[tokens("a", 9), tokens("b", 6)], &[tokens("c", 4), tokens("d", 5)], 0);
+    assert_eq!(host_values(&logits(&held, &batch))?, host_values(&logits(&stored, &batch))?);
+
+    // Adapters under training, merged for an inner loop, and merged for good.
+    let trainable = Trainable::without_zero(&held, &[1, 3], 2, 1.0, &mut Stream::new(2, "adapters"))?;
+    let passes = [&held, &stored].map(|decoder| -> Result<_> {
+        let adapted = trainable.attach(decoder)?;
+        let y = logits(&adapted, &batch);
+        let gradients = y.sqr()?.sum_all()?.backward()?;
+        let gradient = host_values(gradients.get(&trainable.vars()[1]).expect("a gradient of B"))?;
+        let merged = logits(&adapted.merged()?, &batch);
+        let for_good = logits(&merge(decoder, &trainable.export()?)?, &batch);
+        Ok([host_values(&y)?, gradient, host_values(&merged)?, host_values(&for_good)?])
+    });
+    let [held, stored] = passes;
+    let (held, stored) = (held?, stored?);
+    assert_eq!(held[..2], stored[..2], "bit for bit");
+    for (held, stored) in held[2..].iter().zip(&stored[2..]) {
+        let largest = held.iter().fold(0_f32, |m, v| m.max(v.abs()));
+        assert!(held.iter().zip(stored).all(|(a, b)| (a - b).abs() <= 1e-4 * largest));
     }
     Ok(())
 }

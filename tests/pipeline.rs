@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Device;
-use immunise::checkpoint::{Checkpoint, Digest};
+use immunise::checkpoint::{Checkpoint, Digest, diff};
 use immunise::event::{Event, Observer, Silent};
+use immunise::pipeline::device::Machine;
 use immunise::pipeline::model::measured_digests;
 use immunise::pipeline::{Outcome, Request, Stop, harden};
 use immunise::recipe::Recipe;
@@ -25,7 +26,7 @@ fn request(world: &World, out: &str) -> Request {
         key: None,
         allow_fail: true,
         fresh: false,
-        device: Device::Cpu,
+        machine: Machine::new(Device::Cpu, None),
         stop: Stop::default(),
     }
 }
@@ -125,6 +126,18 @@ fn nothing_in_the_output_depends_on_the_place_or_on_a_kill() {
         let text = String::from_utf8_lossy(bytes).replace(&format!("{root}/prompts.jsonl"), "");
         assert!(!text.contains(&root), "{file} holds a path of this machine");
     }
+}
+
+#[test]
+fn a_model_that_does_not_fit_into_memory_is_hardened_from_its_files() {
+    let stage =
+        "{kind: et, steps: 2, rounds: 1, rank: 1, attack_pairs: 2, prompts: 2, anchors: 2, batch: 2, layers: [0]}";
+    let world = World::with_stage(stage);
+    let request = Request { machine: Machine::new(Device::Cpu, Some(1)), ..request(&world, "out") };
+    let out = run(&world, &request).unwrap().published.unwrap();
+    let difference = diff(&Checkpoint::open(&world.model()).unwrap(), &Checkpoint::open(&out).unwrap()).unwrap();
+    let changed: Vec<_> = difference.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert!(!changed.is_empty() && changed.iter().all(|name| name.starts_with("model.layers.0.")), "{changed:?}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Patches for MergePlan<'_> {
 }
 
 /// Adds the changes of `adapters`, which have one shape `[d_out, d_in]`, to `weight`, flat and row-major.
-pub(super) fn accumulate(adapters: &[&Adapter], weight: &mut [f32]) {
+pub fn accumulate(adapters: &[&Adapter], weight: &mut [f32]) {
     let Some(d_in) = adapters.first().map(|adapter| adapter.shape().1).filter(|d_in| *d_in > 0) else { return };
     // Rows of A in one slice each, whatever the array's memory order.
     let factors: Vec<_> = adapters.iter().map(|adapter| (adapter.a.as_standard_layout(), *adapter)).collect();

@@ -80,13 +80,13 @@ impl Adapter {
         Array2::from_shape_fn((d_out, d_in), |(row, column)| delta[row * d_in + column])
     }
 
-    /// Some rows of [`Adapter::delta`].
+    /// The adapter of some of the matrix's rows.
     ///
     /// # Panics
     /// When `rows` ends beyond the matrix.
     #[must_use]
-    pub fn delta_of(&self, rows: Range<usize>) -> Array2<f32> {
-        Self { b: self.b.slice(s![rows, ..]).to_owned(), ..self.clone() }.delta()
+    pub fn of_rows(&self, rows: Range<usize>) -> Self {
+        Self { b: self.b.slice(s![rows, ..]).to_owned(), ..self.clone() }
     }
 }
 

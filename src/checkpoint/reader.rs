@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -179,13 +180,26 @@ impl Checkpoint {
     ///
     /// *Errors*: as `read_f32`, and a buffer of another length.
     pub fn read_f32_into(&self, name: &str, values: &mut [f32]) -> Result<()> {
+        let rows = self.info(name)?.shape.first().copied().unwrap_or(1);
+        self.read_rows_f32_into(name, 0..rows, values)
+    }
+
+    /// As [`read_f32_into`](Self::read_f32_into), some rows of a tensor: stretches of its first dimension.
+    ///
+    /// *Errors*: as there, and rows that the tensor does not have.
+    pub fn read_rows_f32_into(&self, name: &str, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
         let info = self.info(name)?;
         let float = Float::of(info.dtype).ok_or_else(|| self.not_float(name, info))?;
-        if values.len() != info.elements() {
-            let problem = format!("expected a buffer of {} elements, got {}", info.elements(), values.len());
+        let count = info.shape.first().copied().unwrap_or(1);
+        let width = info.elements() / count.max(1);
+        if rows.end > count || values.len() != rows.len() * width {
+            let problem = format!(
+                "expected rows below {count} of {width} elements, got {rows:?} and a buffer of {} elements",
+                values.len()
+            );
             return Err(Error::input(format!("tensor `{name}`"), problem));
         }
-        let bytes = self.bytes(name)?;
+        let bytes = &self.bytes(name)?[rows.start * width * float.size()..rows.end * width * float.size()];
         values
             .par_chunks_mut(CHUNK)
             .zip(bytes.par_chunks(CHUNK * float.size()))

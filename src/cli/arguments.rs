@@ -3,10 +3,9 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 
-use crate::pipeline::device;
+use crate::pipeline::device::{self, Machine};
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
 use crate::report::Shard;
 use crate::sign::SigningKey;
@@ -54,12 +53,16 @@ pub struct Compute {
     /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where build and machine have one.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Memory that may be taken, such as `24GiB`, of the GPU where one computes; what is free unless given. Weights that do not
+    /// fit stay in their files and are read at every use.
+    #[arg(long, value_name = "SIZE", value_parser = device::parse_memory)]
+    memory: Option<u64>,
 }
 
 impl Compute {
-    /// The device.
-    pub fn device(&self) -> Result<Device> {
-        device::parse(&self.device)
+    /// Device and memory.
+    pub fn machine(&self) -> Result<Machine> {
+        Ok(Machine::new(device::parse(&self.device)?, self.memory))
     }
 }
 

@@ -48,7 +48,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         key: Some(key.clone()),
         allow_fail: args.allow_fail,
         fresh: args.fresh,
-        device: args.compute.device()?,
+        machine: args.compute.machine()?,
         stop: stop_on_ctrl_c()?,
     };
     let outcome = run_pipeline(&recipe, &request, screen)?;

@@ -60,7 +60,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
-    let (device, key) = (args.compute.device()?, args.key.read()?);
+    let (machine, key) = (args.compute.machine()?, args.key.read()?);
     if args.require_signature && key.is_none() && !args.dry_run {
         return Err(Error::usage("a signature is required, but there is no key").hint("give one with `--key KEY.pem`"));
     }
@@ -73,7 +73,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         (recipe_for(&locate(&args.subject, screen)?)?.with_overrides(&args.overrides)?, Some(args.subject.clone()))
     };
     if args.dry_run {
-        show_plan(&plan(&recipe, model.as_deref(), screen)?, screen);
+        show_plan(&plan(&recipe, model.as_deref(), &machine, screen)?, screen);
         return Ok(0);
     }
     let out = match &args.out {
@@ -91,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         key,
         allow_fail: args.allow_fail,
         fresh: args.fresh,
-        device,
+        machine,
         stop: stop_on_ctrl_c()?,
     };
     let outcome = harden(&recipe, &request, screen)?;
@@ -155,6 +155,11 @@ fn show_plan(plan: &Plan, screen: &Screen) {
     list("lacking", &plan.shortages);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     text += &format!("cells     {}\n", plan.cells);
-    text += &format!("memory    about {} MiB\ndisk      {} MiB\n", mib(plan.memory_bytes), mib(plan.disk_bytes));
+    text += &format!(
+        "weights   {}\nmemory    about {} MiB\ndisk      {} MiB\n",
+        plan.weights,
+        mib(plan.memory_bytes),
+        mib(plan.disk_bytes)
+    );
     screen.out(&text);
 }

@@ -10,6 +10,7 @@ use super::harden::show_report;
 use super::render::Screen;
 use crate::event::{Event, Observer as _};
 use crate::pipeline::harden::check_match;
+use crate::pipeline::model::COPIES;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompt_set};
 use crate::sign::{VerifyingKey, verify_folder};
@@ -79,11 +80,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         screen.event(Event::Warning("the signature is not checked; give `--key PUB.pem`".into()));
     }
     let recipe = arguments::recipe(policy, &args.overrides)?;
-    let device = args.compute.device()?;
-    let model = Model::load(located, &device, screen)?;
+    let machine = args.compute.machine()?;
+    let model = Model::load(located, &machine, COPIES, screen)?;
     check_match(&recipe, &model.checkpoint.config().model_type, model.decoder.blueprint().parameters())?;
     let base = match args.base.as_deref().or(recipe.model.as_deref()) {
-        Some(base) => Some(Model::open(base, &device, screen)?),
+        Some(base) => Some(Model::open(base, &machine, COPIES, screen)?),
         None => {
             screen.event(Event::Warning("without `--base` nothing can be shown to have improved".into()));
             None

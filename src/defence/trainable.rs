@@ -147,10 +147,7 @@ pub fn merge(decoder: &Decoder, adapters: &AdapterSet) -> Result<Decoder> {
             }
             used.insert(tensor);
             let map = block.map(module);
-            // Summed on the host as the files are, and rounded once.
-            let delta: Vec<f32> = adapter.delta_of(rows).into_iter().collect();
-            let delta = Tensor::from_vec(delta, map.weight().dims(), decoder.device())?;
-            changed = changed.with_map(module, map.with_weight((map.weight() + delta)?));
+            changed = changed.with_map(module, map.with_weight(map.weight().plus(adapter.of_rows(rows))?));
         }
         Ok(changed)
     })?;

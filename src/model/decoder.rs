@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 
 use super::batch::TokenBatch;
 use super::block::{Block, BlockParts, Context, Norms};
-use super::blueprint::{Blueprint, Module, NormKind, QkNorm};
+use super::blueprint::{Blueprint, Module, NormKind, QkNorm, WeightLocation};
 use super::cap::soft_cap;
 use super::families;
 use super::hooks::Hooks;
@@ -18,26 +18,80 @@ use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::Norm;
 use super::rope::RopeTable;
+use super::weight::Weight;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
 /// Longest sequence that position tables are built for, whatever the model claims to read.
 const MAX_TABLE: usize = 8192;
 
-/// A decoder in memory, f32.
+/// A decoder: f32 in memory, or with its matrices left in the checkpoint's files.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     blueprint: Blueprint,
     device: Device,
-    embedding: Tensor,
+    embedding: Weight,
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
     ropes: Vec<RopeTable>,
 }
 
-/// Where [`Decoder::from_weights`] gets a tensor by name and shape.
-type Source<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor> + 'a;
+/// Where a decoder's weights come from.
+trait Source {
+    /// A gain or bias by name and shape.
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor>;
+
+    /// A matrix of `width` columns.
+    fn matrix(&mut self, location: WeightLocation, width: usize) -> Result<Weight>;
+}
+
+/// A function from name and shape to a tensor. Maps of a fused tensor share its memory.
+struct Loaded<F> {
+    read: F,
+    fused: Option<(String, Tensor)>,
+}
+
+impl<F: FnMut(&str, &[usize]) -> Result<Tensor>> Source for Loaded<F> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        (self.read)(name, shape)
+    }
+
+    fn matrix(&mut self, location: WeightLocation, width: usize) -> Result<Weight> {
+        let WeightLocation { tensor, rows, of } = location;
+        if rows.len() == of {
+            return Ok((self.read)(&tensor, &[of, width])?.into());
+        }
+        let whole = match self.fused.take() {
+            Some((name, whole)) if name == tensor => whole,
+            _ => (self.read)(&tensor, &[of, width])?,
+        };
+        let part = whole.narrow(0, rows.start, rows.len())?;
+        self.fused = Some((tensor, whole));
+        Ok(part.into())
+    }
+}
+
+/// A checkpoint that stays open.
+struct Streamed<'a> {
+    checkpoint: &'a Arc<Checkpoint>,
+    device: &'a Device,
+}
+
+impl Source for Streamed<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        read(self.checkpoint, name, shape, self.device)
+    }
+
+    fn matrix(&mut self, location: WeightLocation, width: usize) -> Result<Weight> {
+        Weight::stored(self.checkpoint, location, width, self.device)
+    }
+}
+
+fn read(checkpoint: &Checkpoint, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+    checkpoint.require_shape(name, shape)?;
+    Ok(Tensor::from_vec(checkpoint.read_f32(name)?, shape, device)?)
+}
 
 impl Decoder {
     /// Reads a checkpoint's weights, widened to f32.
@@ -46,10 +100,17 @@ impl Decoder {
     /// When the family is unsupported or a tensor is missing or has the wrong shape.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let blueprint = families::blueprint(checkpoint.config())?;
-        Self::from_weights(blueprint, device, |name, shape| {
-            checkpoint.require_shape(name, shape)?;
-            Ok(Tensor::from_vec(checkpoint.read_f32(name)?, shape, device)?)
-        })
+        Self::from_weights(blueprint, device, |name, shape| read(checkpoint, name, shape, device))
+    }
+
+    /// Leaves a checkpoint's matrices in its files and reads each whenever it is used: for models that do not fit into
+    /// memory. The results are those of [`Decoder::load`].
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn stream(checkpoint: &Arc<Checkpoint>, device: &Device) -> Result<Self> {
+        let blueprint = families::blueprint(checkpoint.config())?;
+        Self::build(blueprint, device, &mut Streamed { checkpoint, device })
     }
 
     /// Builds a decoder from a source of tensors by name and shape.
@@ -59,18 +120,23 @@ impl Decoder {
     pub fn from_weights(
         blueprint: Blueprint,
         device: &Device,
-        mut weight: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+        weight: impl FnMut(&str, &[usize]) -> Result<Tensor>,
     ) -> Result<Self> {
-        let d = blueprint.d_model;
-        let embedding = weight("model.embed_tokens.weight", &[blueprint.vocab, d])?;
+        Self::build(blueprint, device, &mut Loaded { read: weight, fused: None })
+    }
+
+    fn build(blueprint: Blueprint, device: &Device, source: &mut dyn Source) -> Result<Self> {
+        let (d, vocab) = (blueprint.d_model, blueprint.vocab);
+        let table = |name: &str| WeightLocation { tensor: name.to_owned(), rows: 0..vocab, of: vocab };
+        let embedding = source.matrix(table("model.embed_tokens.weight"), d)?;
         let mut blocks = Vec::with_capacity(blueprint.n_layers);
         for layer in 0..blueprint.n_layers {
-            let maps = maps(&blueprint, layer, &mut weight)?;
-            let norms = norms(&blueprint, layer, &mut weight)?;
+            let maps = maps(&blueprint, layer, source)?;
+            let norms = norms(&blueprint, layer, source)?;
             blocks.push(Block { maps, norms });
         }
-        let norm = norm(&blueprint, "model.norm", &mut weight)?;
-        let head = if blueprint.tied { embedding.clone() } else { weight("lm_head.weight", &[blueprint.vocab, d])? };
+        let norm = norm(&blueprint, "model.norm", source)?;
+        let head = if blueprint.tied { embedding.clone() } else { source.matrix(table("lm_head.weight"), d)? };
         let positions = blueprint.max_positions.min(MAX_TABLE);
         let ropes = blueprint.ropes.iter().map(|rope| RopeTable::new(rope, blueprint.head_dim, positions)).collect();
         Ok(Self { device: device.clone(), embedding, blocks, norm, head: Linear::new(head, None), ropes, blueprint })
@@ -99,11 +165,6 @@ impl Decoder {
         &self.blocks[layer]
     }
 
-    /// The embedding, `[vocab, d_model]`.
-    pub fn embedding(&self) -> &Tensor {
-        &self.embedding
-    }
-
     /// The same decoder with every block mapped by `change`.
     ///
     /// # Errors
@@ -117,7 +178,7 @@ impl Decoder {
     #[must_use]
     pub fn with_embedding(&self, embedding: Tensor) -> Self {
         let head = if self.blueprint.tied { Linear::new(embedding.clone(), None) } else { self.head.clone() };
-        Self { embedding, head, ..self.clone() }
+        Self { embedding: embedding.into(), head, ..self.clone() }
     }
 
     /// The same function with all adapters merged into frozen weights: what inner loops and generation run on.
@@ -128,8 +189,7 @@ impl Decoder {
         self.map_blocks(|_, block| {
             let mut merged = block.clone();
             for module in Module::ALL {
-                let map = block.map(module);
-                merged = merged.with_map(module, map.with_weight(map.merged_weight()?));
+                merged = merged.with_map(module, block.map(module).merged()?);
             }
             Ok(merged)
         })
@@ -147,7 +207,7 @@ impl Decoder {
             )
             .hint("do tokenizer and weights belong together?"));
         }
-        let flat = self.embedding.index_select(&batch.tensor(&self.device)?, 0)?;
+        let flat = self.embedding.rows(&batch.tensor(&self.device)?)?;
         let embedded = flat.reshape((batch.rows(), batch.cols(), self.blueprint.d_model))?;
         let scale = self.blueprint.embedding_scale;
         Ok(if scale == 1.0 { embedded } else { (embedded * scale)? })
@@ -248,26 +308,16 @@ impl Decoder {
     }
 }
 
-/// The seven maps of a block; those of a fused tensor share its memory.
-fn maps(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result<[Linear; 7]> {
-    let mut fused: Option<(String, Tensor)> = None;
+/// The seven maps of a block.
+fn maps(blueprint: &Blueprint, layer: usize, source: &mut dyn Source) -> Result<[Linear; 7]> {
     let mut map = |module: Module| -> Result<Linear> {
-        let shape = blueprint.weight_shape(module);
+        let [rows, width] = blueprint.weight_shape(module);
         let bias = if blueprint.has_bias(module) {
-            Some(weight(&format!("model.layers.{layer}.{module}.bias"), &shape[..1])?)
+            Some(source.tensor(&format!("model.layers.{layer}.{module}.bias"), &[rows])?)
         } else {
             None
         };
-        let location = blueprint.weight_location(module, layer);
-        if location.rows.len() == location.of {
-            return Ok(Linear::new(weight(&location.tensor, &shape)?, bias));
-        }
-        let whole = match &fused {
-            Some((name, whole)) if *name == location.tensor => whole.clone(),
-            _ => weight(&location.tensor, &[location.of, shape[1]])?,
-        };
-        fused = Some((location.tensor, whole.clone()));
-        Ok(Linear::new(whole.narrow(0, location.rows.start, location.rows.len())?, bias))
+        Ok(Linear::new(source.matrix(blueprint.weight_location(module, layer), width)?, bias))
     };
     Ok([
         map(Module::Q)?,
@@ -280,9 +330,9 @@ fn maps(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result<
     ])
 }
 
-fn norms(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result<Norms> {
+fn norms(blueprint: &Blueprint, layer: usize, source: &mut dyn Source) -> Result<Norms> {
     let mut at = |name: Option<&str>| -> Result<Option<Norm>> {
-        name.map(|name| norm(blueprint, &format!("model.layers.{layer}.{name}"), weight)).transpose()
+        name.map(|name| norm(blueprint, &format!("model.layers.{layer}.{name}"), source)).transpose()
     };
     let places = blueprint.norms;
     let (attention_in, attention_out) = (at(places.attention_in)?, at(places.attention_out)?);
@@ -293,21 +343,21 @@ fn norms(blueprint: &Blueprint, layer: usize, weight: &mut Source<'_>) -> Result
         QkNorm::Whole => Some((blueprint.n_heads, blueprint.n_kv_heads)),
     };
     let mut of_heads = |name: &str, heads: usize| {
-        gain(blueprint, &format!("model.layers.{layer}.self_attn.{name}"), heads * blueprint.head_dim, weight)
+        gain(blueprint, &format!("model.layers.{layer}.self_attn.{name}"), heads * blueprint.head_dim, source)
     };
     let qk = heads.map(|(q, k)| Ok::<_, Error>((of_heads("q_norm", q)?, of_heads("k_norm", k)?))).transpose()?;
     Ok(Norms { attention_in, attention_out, mlp_in, mlp_out, qk })
 }
 
-fn norm(blueprint: &Blueprint, name: &str, weight: &mut Source<'_>) -> Result<Norm> {
-    let gain = gain(blueprint, name, blueprint.d_model, weight)?;
+fn norm(blueprint: &Blueprint, name: &str, source: &mut dyn Source) -> Result<Norm> {
+    let gain = gain(blueprint, name, blueprint.d_model, source)?;
     Ok(match blueprint.norm {
         NormKind::Rms => Norm::Rms(gain),
-        NormKind::Layer => Norm::Layer(gain, weight(&format!("{name}.bias"), &[blueprint.d_model])?),
+        NormKind::Layer => Norm::Layer(gain, source.tensor(&format!("{name}.bias"), &[blueprint.d_model])?),
     })
 }
 
-fn gain(blueprint: &Blueprint, name: &str, width: usize, weight: &mut Source<'_>) -> Result<Tensor> {
-    let stored = weight(&format!("{name}.weight"), &[width])?;
+fn gain(blueprint: &Blueprint, name: &str, width: usize, source: &mut dyn Source) -> Result<Tensor> {
+    let stored = source.tensor(&format!("{name}.weight"), &[width])?;
     Ok(if blueprint.gain_offset == 0.0 { stored } else { (stored + blueprint.gain_offset)? })
 }

@@ -2,11 +2,17 @@
 //!
 //! candle's own matmul computes the weight's gradient whether anybody wants it or not; here a frozen weight lives inside
 //! a custom operation that never does. The adapter path `x → s·(xAᵀ)Bᵀ` is fused with the frozen product: one output
-//! buffer, and a backward pass that costs the frozen `dy·W` plus four thin products.
+//! buffer, and a backward pass that costs the frozen `dy·W` plus four thin products. Accelerators multiply with candle's
+//! own product, in the weight's type, and the same gradients hang on the result.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Shape, Tensor};
+use ndarray::Array2;
 
+use super::attach::{attach, attach3};
 use super::kernel::{contiguous, flat, tensor_like};
+use super::optimiser::host_values;
+use super::weight::Weight;
+use crate::adapter::Adapter;
 use crate::math::gemm::{View, gemm};
 use crate::{Error, Result};
 
@@ -21,22 +27,33 @@ pub struct LowRank {
     pub scale: f64,
 }
 
+impl LowRank {
+    /// As plain numbers.
+    fn on_host(&self) -> Result<Adapter> {
+        let matrix = |tensor: &Tensor| -> Result<Array2<f32>> {
+            Array2::from_shape_vec(tensor.dims2()?, host_values(tensor)?)
+                .map_err(|error| Error::input("adapter", error.to_string()))
+        };
+        Adapter::new(matrix(&self.a)?, matrix(&self.b)?, self.scale as f32)
+    }
+}
+
 /// `y = x Wᵀ + bias`, with an optional adapter.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     adapter: Option<LowRank>,
 }
 
 impl Linear {
     /// *Shapes*: `weight` `[d_out, d_in]`, `bias` `[d_out]`.
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, adapter: None }
+    pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
+        Self { weight: weight.into(), bias, adapter: None }
     }
 
     /// The frozen (or trainable) weight, `[d_out, d_in]`, without the adapter.
-    pub fn weight(&self) -> &Tensor {
+    pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
@@ -63,19 +80,23 @@ impl Linear {
 
     /// The same map with another weight and no adapter.
     #[must_use]
-    pub fn with_weight(&self, weight: Tensor) -> Self {
-        Self { weight, bias: self.bias.clone(), adapter: None }
+    pub fn with_weight(&self, weight: impl Into<Weight>) -> Self {
+        Self { weight: weight.into(), bias: self.bias.clone(), adapter: None }
     }
 
-    /// The weight with the adapter merged in, `W + scale·BA`, detached.
+    /// The same function with the adapter merged into the weight, `W + scale·BA`, frozen.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn merged_weight(&self) -> Result<Tensor> {
-        let weight = self.weight.detach();
-        Ok(match &self.adapter {
-            None => weight,
-            Some(LowRank { a, b, scale }) => (weight + (b.detach().matmul(&a.detach())? * *scale)?)?,
+    pub fn merged(&self) -> Result<Self> {
+        Ok(match (&self.adapter, &self.weight) {
+            (None, Weight::Held(weight)) => self.with_weight(weight.detach()),
+            (None, stored) => self.with_weight(stored.clone()),
+            (Some(LowRank { a, b, scale }), Weight::Held(weight)) => {
+                let change = (b.detach().matmul(&a.detach())? * *scale)?;
+                self.with_weight((weight.detach() + change.to_dtype(weight.dtype())?)?)
+            }
+            (Some(adapter), stored) => self.with_weight(stored.plus(adapter.on_host()?)?),
         })
     }
 
@@ -93,21 +114,20 @@ impl Linear {
             return Err(Error::input("linear map", format!("expected inputs of width {d_in}, got {:?}", x.dims())));
         }
         shape.push(d_out);
-        let x = x.reshape(((), d_in))?;
-        let fused = x.device().is_cpu() && !self.weight.track_op();
-        let y = match &self.adapter {
-            Some(adapter) if fused => x.contiguous()?.apply_op3(
-                &adapter.a,
-                &adapter.b,
-                Adapted { weight: self.weight.clone(), scale: adapter.scale as f32 },
-            )?,
-            Some(adapter) => {
-                let low = x.matmul(&adapter.a.t()?)?.matmul(&adapter.b.t()?)?;
-                (x.matmul(&self.weight.t()?)? + (low * adapter.scale)?)?
+        let x = x.reshape(((), d_in))?.contiguous()?;
+        let y = match (&self.weight, &self.adapter) {
+            (Weight::Held(weight), adapter) if self.weight.is_variable() => {
+                let y = if x.device().is_cpu() { x.apply_op2(weight, Trained)? } else { x.matmul(&weight.t()?)? };
+                match adapter {
+                    Some(LowRank { a, b, scale }) => (y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * *scale)?)?,
+                    None => y,
+                }
             }
-            None if fused => x.contiguous()?.apply_op1(Frozen { weight: self.weight.clone() })?,
-            None if x.device().is_cpu() => x.contiguous()?.apply_op2(&self.weight, Trained)?,
-            None => x.matmul(&self.weight.t()?)?,
+            (weight, adapter) if !x.device().is_cpu() => beside(&x, weight, adapter.as_ref())?,
+            (weight, None) => x.apply_op1(Frozen { weight: weight.clone() })?,
+            (weight, Some(LowRank { a, b, scale })) => {
+                x.apply_op3(a, b, Adapted { weight: weight.clone(), scale: *scale as f32 })?
+            }
         };
         let y = match &self.bias {
             Some(bias) => y.broadcast_add(bias)?,
@@ -117,8 +137,43 @@ impl Linear {
     }
 }
 
+/// `x Wᵀ` and the adapter's part by candle's own products, with gradients that leave the frozen weight out.
+fn beside(x: &Tensor, weight: &Weight, adapter: Option<&LowRank>) -> Result<Tensor> {
+    let w = weight.tensor()?;
+    let frozen = product(&x.detach(), &w.t()?)?;
+    // Kept for the backward pass as it is: stored weights are read again.
+    let weight = weight.clone();
+    let Some(LowRank { a, b, scale }) = adapter else {
+        return Ok(attach(x, frozen, move |grad| product(grad, &weight.values()?))?);
+    };
+    let (inner, scale) = ([x.detach(), a.detach(), b.detach()], *scale);
+    let low = inner[0].matmul(&inner[1].t()?)?;
+    let value = (frozen + (low.matmul(&inner[2].t()?)? * scale)?)?;
+    let wanted = [x.track_op(), a.track_op(), b.track_op()];
+    Ok(attach3([x, a, b], value, move |grad| {
+        // As in `Adapted`.
+        let [x, a, b] = &inner;
+        let du = (grad.matmul(b)? * scale)?;
+        let dx = || product(grad, &weight.values()?)? + du.matmul(a)?;
+        let db = || (grad.t()?.matmul(&low)? * scale)?.contiguous();
+        Ok([
+            wanted[0].then(dx).transpose()?,
+            wanted[1].then(|| du.t()?.matmul(x)).transpose()?,
+            wanted[2].then(db).transpose()?,
+        ])
+    })?)
+}
+
+/// A product with a weight in the weight's type; f32 in and out.
+fn product(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    match weight.dtype() {
+        DType::F32 => x.matmul(weight),
+        narrow => x.to_dtype(narrow)?.matmul(weight)?.to_dtype(DType::F32),
+    }
+}
+
 struct Frozen {
-    weight: Tensor,
+    weight: Weight,
 }
 
 impl CustomOp1 for Frozen {
@@ -130,7 +185,7 @@ impl CustomOp1 for Frozen {
         let (d_out, d_in) = self.weight.dims2()?;
         let x = contiguous(x, layout)?;
         let rows = x.len() / d_in;
-        let weight = flat(&self.weight)?;
+        let weight = flat(&self.weight.values()?)?;
         let weight = weight.values()?;
         let mut out = vec![0.0; rows * d_out];
         let map = View::rows(&weight, d_in).t();
@@ -140,7 +195,7 @@ impl CustomOp1 for Frozen {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (d_out, d_in) = self.weight.dims2()?;
-        let (grad, weight) = (flat(grad)?, flat(&self.weight)?);
+        let (grad, weight) = (flat(grad)?, flat(&self.weight.values()?)?);
         let (grad, weight) = (grad.values()?, weight.values()?);
         let rows = grad.len() / d_out;
         let mut dx = vec![0.0; rows * d_in];
@@ -197,7 +252,7 @@ impl CustomOp2 for Trained {
 }
 
 struct Adapted {
-    weight: Tensor,
+    weight: Weight,
     scale: f32,
 }
 
@@ -218,7 +273,7 @@ impl CustomOp3 for Adapted {
         let (d_out, d_in) = self.weight.dims2()?;
         let (x, a, b) = (contiguous(x, x_layout)?, contiguous(a, a_layout)?, contiguous(b, b_layout)?);
         let (rows, rank) = (x.len() / d_in, a.len() / d_in);
-        let weight = flat(&self.weight)?;
+        let weight = flat(&self.weight.values()?)?;
         let weight = weight.values()?;
         let mut out = vec![0.0; rows * d_out];
         let map = View::rows(&weight, d_in).t();
@@ -241,7 +296,7 @@ impl CustomOp3 for Adapted {
         // u = xAᵀ, y = xWᵀ + s·uBᵀ:  du = s·dy·B,  dx = dy·W + du·A,  dA = duᵀ·x,  dB = s·dyᵀ·u.
         let (d_out, d_in) = self.weight.dims2()?;
         let rank = a.dim(0)?;
-        let (xs, fa, fb, dy, weight) = (flat(x)?, flat(a)?, flat(b)?, flat(grad)?, flat(&self.weight)?);
+        let (xs, fa, fb, dy, weight) = (flat(x)?, flat(a)?, flat(b)?, flat(grad)?, flat(&self.weight.values()?)?);
         let (xs, fa, fb, dy, weight) = (xs.values()?, fa.values()?, fb.values()?, dy.values()?, weight.values()?);
         let rows = xs.len() / d_in;
         let (view_x, view_a, view_dy) = (View::rows(&xs, d_in), View::rows(&fa, d_in), View::rows(&dy, d_out));
@@ -269,5 +324,56 @@ impl CustomOp3 for Adapted {
             db = Some(tensor_like(out, b)?);
         }
         Ok((dx, da, db))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    fn noise(shape: (usize, usize), seed: f32) -> Tensor {
+        let count = shape.0 * shape.1;
+        Tensor::from_vec((0..count).map(|i| (i as f32 * 0.7 + seed).sin()).collect(), shape, &Device::Cpu).unwrap()
+    }
+
+    /// Output and gradients of x, A and B.
+    fn pass(x: &Var, adapter: &LowRank, vars: [&Var; 2], forward: impl Fn(&Tensor) -> Tensor) -> Vec<Vec<f32>> {
+        debug_assert_eq!(adapter.a.dims(), vars[0].dims());
+        let y = forward(x.as_tensor());
+        let store = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let of = |var: &Var| host_values(store.get(var).unwrap()).unwrap();
+        vec![host_values(&y).unwrap(), of(x), of(vars[0]), of(vars[1])]
+    }
+
+    #[test]
+    fn what_accelerators_compute_is_what_the_kernels_compute() {
+        let weight = Weight::from(noise((5, 7), 0.0));
+        let [x, a, b] =
+            [noise((6, 7), 1.0), noise((2, 7), 2.0), noise((5, 2), 3.0)].map(|t| Var::from_tensor(&t).unwrap());
+        let adapter = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
+        let map = Linear::new(weight.clone(), None).with_adapter(adapter.clone()).unwrap();
+        let kernels = pass(&x, &adapter, [&a, &b], |x| map.forward(x).unwrap());
+        let attached = pass(&x, &adapter, [&a, &b], |x| beside(x, &weight, Some(&adapter)).unwrap());
+        for (kernels, attached) in kernels.iter().zip(&attached) {
+            assert!(kernels.iter().zip(attached).all(|(a, b)| (a - b).abs() < 1e-4), "{kernels:?} {attached:?}");
+        }
+        let plain = |forward: &dyn Fn(&Tensor) -> Tensor| {
+            let y = forward(x.as_tensor());
+            let store = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            host_values(store.get(&x).unwrap()).unwrap()
+        };
+        let kernels = plain(&|x| Linear::new(weight.clone(), None).forward(x).unwrap());
+        let attached = plain(&|x| beside(x, &weight, None).unwrap());
+        assert!(kernels.iter().zip(&attached).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+
+    #[test]
+    fn a_product_in_bf16_is_the_f32_one_to_its_precision() {
+        let (x, weight) = (noise((3, 8), 0.5), noise((4, 8), 1.5));
+        let exact = host_values(&beside(&x, &Weight::from(weight.clone()), None).unwrap()).unwrap();
+        let narrow = Weight::from(weight.to_dtype(DType::BF16).unwrap());
+        let rounded = host_values(&beside(&x, &narrow, None).unwrap()).unwrap();
+        assert!(exact.iter().zip(&rounded).all(|(a, b)| (a - b).abs() < 0.05), "{exact:?} {rounded:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! fused ones have none and falsify gradients silently. Every fused form has a plain twin made of candle's differentiable
 //! operations, which accelerators run and tests compare with.
 
+mod attach;
 pub mod attention;
 pub mod batch;
 pub mod block;
@@ -26,6 +27,7 @@ pub mod prompt;
 pub mod rope;
 pub mod site;
 pub mod tokenizer;
+pub mod weight;
 
 pub use batch::TokenBatch;
 pub use block::BlockParts;

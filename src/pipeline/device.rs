@@ -1,8 +1,91 @@
-//! Which device computes, and how reports name it and the host's arithmetic.
+//! Where to compute: which device, how much memory there is, and how reports name it and the host's arithmetic.
 
 use candle_core::Device;
 
+use crate::model::Blueprint;
 use crate::{Error, Result};
+
+/// Share of the memory that is free at the start which may be taken.
+const SHARE: f64 = 0.85;
+
+/// Tokens of a batch that is trained on, whose activations are kept for the backward pass.
+const TRAINED_TOKENS: usize = 32 * 128;
+
+/// A device and the memory that may be taken.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Where tensors live.
+    pub device: Device,
+    /// Bytes; of the device where that is an accelerator.
+    pub memory: u64,
+}
+
+/// Where a decoder's matrices are while it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residency {
+    /// In memory, f32.
+    Held,
+    /// In the checkpoint's files: read at every use.
+    Stored,
+}
+
+impl Machine {
+    /// A machine with this much memory; without a figure: what is free on the host now, or no limit where that cannot be
+    /// told.
+    #[must_use]
+    pub fn new(device: Device, memory: Option<u64>) -> Self {
+        let free = || free_memory().map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
+        Self { device, memory: memory.unwrap_or_else(free) }
+    }
+
+    /// Where the matrices of `copies` decoders of one shape are to be, and the bytes that are needed so, roughly.
+    #[must_use]
+    pub fn residency(&self, blueprint: &Blueprint, copies: u64) -> (Residency, u64) {
+        let (held, stored) = (needs(blueprint, Some(copies)), needs(blueprint, None));
+        if held <= self.memory { (Residency::Held, held) } else { (Residency::Stored, stored) }
+    }
+}
+
+/// Bytes that a run takes: weights in f32, or two of the largest matrices at a time, and the activations of a batch that is
+/// trained on.
+fn needs(blueprint: &Blueprint, copies: Option<u64>) -> u64 {
+    let weights = match copies {
+        Some(copies) => copies * blueprint.parameters() as u64,
+        None => 2 * (blueprint.d_model * blueprint.vocab.max(blueprint.d_ff)) as u64,
+    };
+    // Some twenty activations of the stream's and feed-forward's width are kept per token and block.
+    let per_token = blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
+    4 * (weights + (per_token * TRAINED_TOKENS) as u64)
+}
+
+/// Reads an amount of memory such as `24GiB`, `512MB` or a number of bytes.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, f64); 7] = [
+        ("TiB", TIB),
+        ("GiB", TIB / 1024.0),
+        ("MiB", TIB / 1024.0 / 1024.0),
+        ("TB", 1e12),
+        ("GB", 1e9),
+        ("MB", 1e6),
+        ("", 1.0),
+    ];
+    const TIB: f64 = (1_u64 << 40) as f64;
+    let read = |(unit, factor): &(&str, f64)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        (number.is_finite() && number > 0.0).then_some((number * factor) as u64)
+    };
+    UNITS.iter().find_map(read).ok_or_else(|| format!("expected an amount such as `24GiB`, got `{text}`"))
+}
+
+/// Bytes that programs can take without others losing theirs; `None` where the system does not say.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
 
 /// The device that `auto`, `cpu`, `cuda` or `cuda:N` means; `auto` takes a GPU where this build and machine have one.
 ///
@@ -58,6 +141,35 @@ pub fn simd() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_that_does_not_fit_stays_in_its_files() {
+        let llama_8b = Blueprint {
+            vocab: 128_256,
+            d_model: 4096,
+            n_layers: 32,
+            n_heads: 32,
+            n_kv_heads: 8,
+            head_dim: 128,
+            d_ff: 14_336,
+            ..Blueprint::default()
+        };
+        let on = |memory: &str| Machine::new(Device::Cpu, Some(parse_memory(memory).unwrap())).residency(&llama_8b, 3);
+        let ((held, much), (stored, little)) = (on("192GiB"), on("24GiB"));
+        assert_eq!((held, stored), (Residency::Held, Residency::Stored));
+        assert!(much > 3 * 4 * llama_8b.parameters() as u64, "{much}");
+        assert!(little < 80 << 30, "{little}");
+    }
+
+    #[test]
+    fn amounts_of_memory_have_units() {
+        assert_eq!(parse_memory("24GiB"), Ok(24 << 30));
+        assert_eq!(parse_memory("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(parse_memory("1000"), Ok(1000));
+        for text in ["", "GiB", "-1GiB", "24 gallons", "infGB"] {
+            assert!(parse_memory(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_device_nobody_knows_is_a_usage_error() {

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::Device;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::bundled;
+use super::device::{Machine, Residency};
 use crate::checkpoint::{Checkpoint, Digest};
 use crate::event::{Event, Observer};
 use crate::hub;
-use crate::model::Decoder;
 use crate::model::prompt::PromptEncoder;
+use crate::model::{Decoder, families};
 use crate::sign::SIGNATURE_FILE;
 use crate::{Error, Result};
 
@@ -21,6 +22,9 @@ pub const EVIDENCE: &str = "immunisation";
 
 /// The model card.
 pub const CARD: &str = "README.md";
+
+/// Decoders in memory while a finished model is measured: it and its base.
+pub const COPIES: u64 = 2;
 
 /// A model's folder and what reports call it.
 #[derive(Debug)]
@@ -86,8 +90,8 @@ pub struct Model {
     /// Where it came from.
     pub located: Located,
     /// The files.
-    pub checkpoint: Checkpoint,
-    /// The weights, f32.
+    pub checkpoint: Arc<Checkpoint>,
+    /// The weights, in memory or in the files.
     pub decoder: Decoder,
     /// Tokenizer and chat template.
     pub encoder: PromptEncoder,
@@ -96,17 +100,22 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens, loads and digests a located model; what is odd about it goes to `observer`.
+    /// Opens, loads and digests a located model; what is odd about it goes to `observer`. Its matrices stay in the files when
+    /// `copies` decoders of its shape do not fit into the machine's memory.
     ///
     /// # Errors
     /// As [`Checkpoint::open`], [`Decoder::load`] and [`PromptEncoder::open`].
-    pub fn load(located: Located, device: &Device, observer: &dyn Observer) -> Result<Self> {
-        let checkpoint = Checkpoint::open(&located.dir)?;
+    pub fn load(located: Located, machine: &Machine, copies: u64, observer: &dyn Observer) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(&located.dir)?);
         for warning in checkpoint.warnings() {
             observer.event(Event::Warning(warning.clone()));
         }
         let encoder = PromptEncoder::open(&located.dir)?;
-        let decoder = Decoder::load(&checkpoint, device)?;
+        let (residency, _) = machine.residency(&families::blueprint(checkpoint.config())?, copies);
+        let decoder = match residency {
+            Residency::Held => Decoder::load(&checkpoint, &machine.device)?,
+            Residency::Stored => Decoder::stream(&checkpoint, &machine.device)?,
+        };
         let digests = measured_digests(&checkpoint)?.into_iter().map(|(file, digest)| (file, digest.to_string()));
         Ok(Self { digests: digests.collect(), located, checkpoint, decoder, encoder })
     }
@@ -115,8 +124,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`locate`] and [`Model::load`].
-    pub fn open(reference: &str, device: &Device, observer: &dyn Observer) -> Result<Self> {
-        Self::load(locate(reference, observer)?, device, observer)
+    pub fn open(reference: &str, machine: &Machine, copies: u64, observer: &dyn Observer) -> Result<Self> {
+        Self::load(locate(reference, observer)?, machine, copies, observer)
     }
 
     /// One digest over all files that make the model.

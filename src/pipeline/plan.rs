@@ -3,13 +3,14 @@
 use serde::Serialize;
 
 use super::corpus::prompt_set;
-use super::harden::{check_match, locate_for, stage_layers};
+use super::device::{Machine, Residency};
+use super::harden::{check_match, copies, locate_for, stage_layers};
 use super::suite::Grid;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::{Kind, PromptSet, Split};
 use crate::event::Observer;
-use crate::model::{Blueprint, families};
+use crate::model::families;
 use crate::recipe::Recipe;
 use crate::report::wording::{blocks, ranges};
 
@@ -30,6 +31,8 @@ pub struct Plan {
     pub measured: Vec<String>,
     /// What the data cannot give.
     pub shortages: Vec<String>,
+    /// Where the weights are while the run works.
+    pub weights: String,
     /// Memory that is needed, bytes, roughly.
     pub memory_bytes: u64,
     /// Disk that is needed for the output, bytes.
@@ -40,7 +43,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
-pub fn plan(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer) -> Result<Plan> {
+pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &dyn Observer) -> Result<Plan> {
     let located = locate_for(recipe, model, observer)?;
     let checkpoint = Checkpoint::open(&located.dir)?;
     let blueprint = families::blueprint(checkpoint.config())?;
@@ -49,6 +52,8 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer) -> Re
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
+    let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
+    let (residency, memory_bytes) = machine.residency(&blueprint, copies(recipe));
     let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
     Ok(Plan {
         model: format!(
@@ -68,7 +73,17 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer) -> Re
             .chain(recipe.utility.iter().filter_map(|t| Some(serde_json::to_value(t.task).ok()?.as_str()?.to_owned())))
             .collect(),
         shortages: shortages(recipe, &data, &grid),
-        memory_bytes: memory(&blueprint, recipe),
+        memory_bytes,
+        weights: match residency {
+            Residency::Held => "in memory, f32".into(),
+            Residency::Stored => {
+                let size: u64 = checkpoint.weight_files().filter_map(length).sum();
+                format!(
+                    "stay in the files ({} GiB) and are read at every use: f32 in memory they do not fit",
+                    gib(size)
+                )
+            }
+        },
         disk_bytes: disk.map(|metadata| metadata.len()).sum(),
     })
 }
@@ -116,14 +131,9 @@ fn shortages(recipe: &Recipe, data: &PromptSet, grid: &Grid) -> Vec<String> {
     out
 }
 
-/// Base and hardened weights in f32, one more copy while a stage trains, and the activations of a batch that is trained on.
-fn memory(blueprint: &Blueprint, recipe: &Recipe) -> u64 {
-    let weights = 4 * blueprint.parameters() as u64;
-    let copies = if recipe.stages.is_empty() { 2 } else { 3 };
-    // Some twenty activations of the stream's and feed-forward's width are kept per token and block for the backward pass.
-    let per_token = 4 * blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
-    let tokens = 32 * 128;
-    copies * weights + (per_token * tokens) as u64
+/// Bytes as GiB, one decimal.
+fn gib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1_u64 << 30) as f64)
 }
 
 #[cfg(test)]

@@ -1,0 +1,151 @@
+//! A map's weight: held in memory, or left in the checkpoint's files and widened whenever it is used.
+//!
+//! A stored weight costs no memory of its own: the files are mapped, so what was read lately stays in the system's page
+//! cache, and the rest is read again. Widening is one pass over the matrix per use, a few per cent of its product with a
+//! training batch. What hardening has added so far is kept beside it in low-rank form and summed in at every use, with
+//! the arithmetic of the merge into files.
+
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::blueprint::WeightLocation;
+use crate::adapter::{Adapter, merge};
+use crate::checkpoint::Checkpoint;
+use crate::{Error, Result};
+
+/// A matrix `[d_out, d_in]`.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// In memory: f32, or bf16 on an accelerator, which multiplies that type faster.
+    Held(Tensor),
+    /// In the checkpoint's files.
+    Stored(Stored),
+}
+
+/// Some rows of a tensor of a checkpoint, and what has been added to them.
+#[derive(Clone)]
+pub struct Stored {
+    checkpoint: Arc<Checkpoint>,
+    location: WeightLocation,
+    width: usize,
+    device: Device,
+    changes: Vec<Arc<Adapter>>,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stored({:?}, {} changes)", self.location, self.changes.len())
+    }
+}
+
+impl From<Tensor> for Weight {
+    fn from(tensor: Tensor) -> Self {
+        Self::Held(tensor)
+    }
+}
+
+impl Weight {
+    /// The rows of `location` in `checkpoint`, which are `width` wide.
+    ///
+    /// # Errors
+    /// When the tensor is missing or has another shape.
+    pub fn stored(
+        checkpoint: &Arc<Checkpoint>,
+        location: WeightLocation,
+        width: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        checkpoint.require_shape(&location.tensor, &[location.of, width])?;
+        let (checkpoint, device) = (checkpoint.clone(), device.clone());
+        Ok(Self::Stored(Stored { checkpoint, location, width, device, changes: Vec::new() }))
+    }
+
+    /// `(d_out, d_in)`.
+    ///
+    /// # Errors
+    /// When a held tensor is no matrix.
+    pub fn dims2(&self) -> candle_core::Result<(usize, usize)> {
+        match self {
+            Self::Held(tensor) => tensor.dims2(),
+            Self::Stored(stored) => Ok((stored.location.rows.len(), stored.width)),
+        }
+    }
+
+    /// Whether gradients with respect to the weight itself are wanted.
+    pub fn is_variable(&self) -> bool {
+        matches!(self, Self::Held(tensor) if tensor.track_op())
+    }
+
+    /// The values: shared where they are held, read where they are stored.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Held(tensor) => Ok(tensor.clone()),
+            Self::Stored(stored) => stored.read(),
+        }
+    }
+
+    /// As [`Weight::tensor`], inside an operation of candle's.
+    pub(super) fn values(&self) -> candle_core::Result<Tensor> {
+        self.tensor().map_err(candle_core::Error::wrap)
+    }
+
+    /// Some of the rows, as an embedding is read: `[rows, d_in]`.
+    ///
+    /// # Errors
+    /// When a row lies outside, or the device is out of memory.
+    pub fn rows(&self, rows: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Held(tensor) => Ok(tensor.index_select(rows, 0)?),
+            Self::Stored(stored) => {
+                let rows = rows.to_vec1::<u32>()?;
+                let mut values = vec![0.0; rows.len() * stored.width];
+                for (row, values) in rows.iter().zip(values.chunks_exact_mut(stored.width)) {
+                    let at = stored.location.rows.start + *row as usize;
+                    stored.checkpoint.read_rows_f32_into(&stored.location.tensor, at..at + 1, values)?;
+                }
+                Ok(Tensor::from_vec(values, (rows.len(), stored.width), &stored.device)?)
+            }
+        }
+    }
+
+    /// The weight with a change added, frozen.
+    ///
+    /// # Errors
+    /// When the shapes differ, or the device is out of memory.
+    pub fn plus(&self, change: Adapter) -> Result<Self> {
+        let shape = self.dims2()?;
+        if change.shape() != shape {
+            let problem = format!("expected an adapter of shape {shape:?}, got {:?}", change.shape());
+            return Err(Error::input("adapter", problem));
+        }
+        Ok(match self {
+            Self::Held(tensor) => {
+                // Summed on the host as the files are, and rounded once.
+                let delta: Vec<f32> = change.delta().into_iter().collect();
+                let delta = Tensor::from_vec(delta, shape, tensor.device())?;
+                Self::Held((tensor.detach().to_dtype(DType::F32)? + delta)?.to_dtype(tensor.dtype())?)
+            }
+            Self::Stored(stored) => {
+                let mut stored = stored.clone();
+                stored.changes.push(Arc::new(change));
+                Self::Stored(stored)
+            }
+        })
+    }
+}
+
+impl Stored {
+    fn read(&self) -> Result<Tensor> {
+        let rows = self.location.rows.clone();
+        let mut values = vec![0.0; rows.len() * self.width];
+        self.checkpoint.read_rows_f32_into(&self.location.tensor, rows.clone(), &mut values)?;
+        let changes: Vec<&Adapter> = self.changes.iter().map(Arc::as_ref).collect();
+        merge::accumulate(&changes, &mut values);
+        Ok(Tensor::from_vec(values, (rows.len(), self.width), &self.device)?)
+    }
+}
