@@ -11,7 +11,7 @@ use crate::checkpoint::Digest;
 use crate::defence::{Forgetful, UnitStore};
 use crate::event::Event;
 use crate::event::Observer as _;
-use crate::pipeline::model::COPIES;
+use crate::pipeline::device::Demand;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompt_set};
 use crate::recipe::{Data, Recipe, Suite};
@@ -106,14 +106,15 @@ struct Plan {
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let machine = args.compute.machine()?;
+    let demand = Demand::of_measuring(&machine.device);
     let located = locate(&args.model, screen)?;
     let mut plan = plan(&args.suite, || recipe_for(&located).map(|recipe| recipe.data))?;
     if let Some(data) = &args.data {
         plan.data.prompts.clone_from(data);
     }
     let data = prompt_set(&plan.data.prompts)?;
-    let base = args.base.as_deref().map(|base| Model::open(base, &machine, COPIES, screen)).transpose()?;
-    let model = Model::load(located, &machine, COPIES, screen)?;
+    let base = args.base.as_deref().map(|base| Model::open(base, &machine, demand, screen)).transpose()?;
+    let model = Model::load(located, &machine, demand, screen)?;
     let trial = Trial {
         suite: &plan.suite,
         utility: &[],

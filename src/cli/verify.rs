@@ -9,8 +9,8 @@ use super::attack::{Part, write_report};
 use super::harden::show_report;
 use super::render::Screen;
 use crate::event::{Event, Observer as _};
+use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_match;
-use crate::pipeline::model::COPIES;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompt_set};
 use crate::sign::{VerifyingKey, verify_folder};
@@ -81,10 +81,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     }
     let recipe = arguments::recipe(policy, &args.overrides)?;
     let machine = args.compute.machine()?;
-    let model = Model::load(located, &machine, COPIES, screen)?;
+    let demand = Demand::of_measuring(&machine.device);
+    let model = Model::load(located, &machine, demand, screen)?;
     check_match(&recipe, &model.checkpoint.config().model_type, model.decoder.blueprint().parameters())?;
     let base = match args.base.as_deref().or(recipe.model.as_deref()) {
-        Some(base) => Some(Model::open(base, &machine, COPIES, screen)?),
+        Some(base) => Some(Model::open(base, &machine, demand, screen)?),
         None => {
             screen.event(Event::Warning("without `--base` nothing can be shown to have improved".into()));
             None

@@ -80,7 +80,7 @@ struct Streamed<'a> {
 
 impl Source for Streamed<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        read(self.checkpoint, name, shape, self.device)
+        Weight::read(self.checkpoint, name, shape, self.device)
     }
 
     fn matrix(&mut self, location: WeightLocation, width: usize) -> Result<Weight> {
@@ -88,19 +88,14 @@ impl Source for Streamed<'_> {
     }
 }
 
-fn read(checkpoint: &Checkpoint, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-    checkpoint.require_shape(name, shape)?;
-    Ok(Tensor::from_vec(checkpoint.read_f32(name)?, shape, device)?)
-}
-
 impl Decoder {
-    /// Reads a checkpoint's weights, widened to f32.
+    /// Reads a checkpoint's weights: f32 on the CPU, matrices in bf16 on an accelerator where they are stored so.
     ///
     /// # Errors
     /// When the family is unsupported or a tensor is missing or has the wrong shape.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let blueprint = families::blueprint(checkpoint.config())?;
-        Self::from_weights(blueprint, device, |name, shape| read(checkpoint, name, shape, device))
+        Self::from_weights(blueprint, device, |name, shape| Weight::read(checkpoint, name, shape, device))
     }
 
     /// Leaves a checkpoint's matrices in its files and reads each whenever it is used: for models that do not fit into

@@ -94,7 +94,9 @@ impl Linear {
             (None, stored) => self.with_weight(stored.clone()),
             (Some(LowRank { a, b, scale }), Weight::Held(weight)) => {
                 let change = (b.detach().matmul(&a.detach())? * *scale)?;
-                self.with_weight((weight.detach() + change.to_dtype(weight.dtype())?)?)
+                // Rounded once, as the files are.
+                let sum = (weight.detach().to_dtype(DType::F32)? + change)?;
+                self.with_weight(sum.to_dtype(weight.dtype())?)
             }
             (Some(adapter), stored) => self.with_weight(stored.plus(adapter.on_host()?)?),
         })

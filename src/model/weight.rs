@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::blueprint::WeightLocation;
 use crate::adapter::{Adapter, merge};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::{Error, Result};
 
 /// A matrix `[d_out, d_in]`.
@@ -73,6 +73,19 @@ impl Weight {
         }
     }
 
+    /// A matrix of `checkpoint` in memory: f32 for the CPU; as it is stored where that is bf16 and an accelerator multiplies.
+    ///
+    /// # Errors
+    /// When the tensor is missing or has another shape.
+    pub fn read(checkpoint: &Checkpoint, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let bf16 = checkpoint.require_shape(name, shape)?.dtype == Dtype::BF16;
+        let values = checkpoint.read_f32(name)?;
+        if device.is_cpu() || !bf16 || shape.len() != 2 {
+            return Ok(Tensor::from_vec(values, shape, device)?);
+        }
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(DType::BF16)?.to_device(device)?)
+    }
+
     /// Whether gradients with respect to the weight itself are wanted.
     pub fn is_variable(&self) -> bool {
         matches!(self, Self::Held(tensor) if tensor.track_op())
@@ -100,7 +113,7 @@ impl Weight {
     /// When a row lies outside, or the device is out of memory.
     pub fn rows(&self, rows: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Held(tensor) => Ok(tensor.index_select(rows, 0)?),
+            Self::Held(tensor) => Ok(tensor.index_select(rows, 0)?.to_dtype(DType::F32)?),
             Self::Stored(stored) => {
                 let rows = rows.to_vec1::<u32>()?;
                 let mut values = vec![0.0; rows.len() * stored.width];

@@ -3,13 +3,17 @@
 use candle_core::Device;
 
 use crate::model::Blueprint;
+use crate::recipe::{Recipe, Stage};
 use crate::{Error, Result};
 
 /// Share of the memory that is free at the start which may be taken.
 const SHARE: f64 = 0.85;
 
-/// Tokens of a batch that is trained on, whose activations are kept for the backward pass.
-const TRAINED_TOKENS: usize = 32 * 128;
+/// Tokens of a dialogue, roughly.
+const TOKENS: usize = 96;
+
+/// Dialogues of one step of an attack's fit.
+const FITTED: usize = 10;
 
 /// A device and the memory that may be taken.
 #[derive(Debug, Clone)]
@@ -29,6 +33,37 @@ pub enum Residency {
     Stored,
 }
 
+/// What a run wants of a machine's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// Decoders in memory at once.
+    pub copies: u64,
+    /// Dialogues whose activations are kept for a backward pass at once.
+    pub dialogues: usize,
+}
+
+impl Demand {
+    /// Measuring a finished model and its base: one fit per worker.
+    #[must_use]
+    pub fn of_measuring(device: &Device) -> Self {
+        let fits = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
+        Self { copies: 2, dialogues: FITTED * fits }
+    }
+
+    /// Hardening: one more decoder while a stage trains.
+    #[must_use]
+    pub fn of_hardening(recipe: &Recipe, device: &Device) -> Self {
+        let measuring = Self::of_measuring(device);
+        let trained = recipe.stages.iter().map(|stage| match stage {
+            // One block's activations only.
+            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) => 0,
+            Stage::Adversarial(spec, _) => spec.batch * spec.edits_per_step + spec.anchor_batch,
+        });
+        let dialogues = trained.max().unwrap_or(0).max(measuring.dialogues);
+        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues }
+    }
+}
+
 impl Machine {
     /// A machine with this much memory; without a figure: what is free on the host now, or no limit where that cannot be
     /// told.
@@ -38,24 +73,22 @@ impl Machine {
         Self { device, memory: memory.unwrap_or_else(free) }
     }
 
-    /// Where the matrices of `copies` decoders of one shape are to be, and the bytes that are needed so, roughly.
+    /// Where the matrices of decoders of one shape are to be, and the bytes that are needed so, roughly.
     #[must_use]
-    pub fn residency(&self, blueprint: &Blueprint, copies: u64) -> (Residency, u64) {
-        let (held, stored) = (needs(blueprint, Some(copies)), needs(blueprint, None));
-        if held <= self.memory { (Residency::Held, held) } else { (Residency::Stored, stored) }
+    pub fn residency(&self, blueprint: &Blueprint, demand: Demand) -> (Residency, u64) {
+        let width = if self.device.is_cpu() { 4 } else { 2 };
+        let held = demand.copies * width * blueprint.parameters() as u64;
+        // One as it is read and one as it is multiplied.
+        let stored = 2 * 4 * (blueprint.d_model * blueprint.vocab.max(blueprint.d_ff)) as u64;
+        // Some twenty activations of the stream's and feed-forward's width are kept per token and block.
+        let per_token = 4 * blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
+        let activations = (per_token * TOKENS * demand.dialogues) as u64;
+        if held + activations <= self.memory {
+            (Residency::Held, held + activations)
+        } else {
+            (Residency::Stored, stored + activations)
+        }
     }
-}
-
-/// Bytes that a run takes: weights in f32, or two of the largest matrices at a time, and the activations of a batch that is
-/// trained on.
-fn needs(blueprint: &Blueprint, copies: Option<u64>) -> u64 {
-    let weights = match copies {
-        Some(copies) => copies * blueprint.parameters() as u64,
-        None => 2 * (blueprint.d_model * blueprint.vocab.max(blueprint.d_ff)) as u64,
-    };
-    // Some twenty activations of the stream's and feed-forward's width are kept per token and block.
-    let per_token = blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
-    4 * (weights + (per_token * TRAINED_TOKENS) as u64)
 }
 
 /// Reads an amount of memory such as `24GiB`, `512MB` or a number of bytes.
@@ -154,11 +187,15 @@ mod tests {
             d_ff: 14_336,
             ..Blueprint::default()
         };
-        let on = |memory: &str| Machine::new(Device::Cpu, Some(parse_memory(memory).unwrap())).residency(&llama_8b, 3);
-        let ((held, much), (stored, little)) = (on("192GiB"), on("24GiB"));
+        let demand = Demand { copies: 3, dialogues: FITTED };
+        let on = |memory: u64| Machine::new(Device::Cpu, Some(memory)).residency(&llama_8b, demand);
+        let ((held, much), (stored, little)) = (on(192 << 30), on(24 << 30));
         assert_eq!((held, stored), (Residency::Held, Residency::Stored));
         assert!(much > 3 * 4 * llama_8b.parameters() as u64, "{much}");
-        assert!(little < 80 << 30, "{little}");
+        assert!(little < 24 << 30, "an 8B model is hardened within 24 GiB: {little}");
+        let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b };
+        let (stored, little) = Machine::new(Device::Cpu, Some(80 << 30)).residency(&llama_70b, demand);
+        assert!(stored == Residency::Stored && little < 80 << 30, "a 70B model is within 80 GiB: {little}");
     }
 
     #[test]

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::Units;
 use super::corpus::{Corpus, prompt_set};
-use super::device::{self, Machine};
+use super::device::{self, Demand, Machine};
 use super::journal::{Found, Inputs, Journal, Scoped, Stop, remove};
 use super::metrics::{Cast, Metrics};
-use super::model::{COPIES, EVIDENCE, Located, Model, locate};
+use super::model::{EVIDENCE, Located, Model, locate};
 use super::publish::{publish, recipe_text};
 use super::stage::{StageData, run_stage};
 use super::verify::Trial;
@@ -76,12 +76,6 @@ pub fn locate_for(recipe: &Recipe, model: Option<&str>, observer: &dyn Observer)
     locate(reference, observer)
 }
 
-/// Decoders that a run of `recipe` has in memory at once: base and hardened one, and one more while a stage trains.
-#[must_use]
-pub fn copies(recipe: &Recipe) -> u64 {
-    COPIES + u64::from(!recipe.stages.is_empty())
-}
-
 /// Checks that `recipe` is made for a model of this type and size.
 ///
 /// # Errors
@@ -107,12 +101,9 @@ pub fn check_match(recipe: &Recipe, model_type: &str, parameters: usize) -> Resu
 /// same call; those of stages and attacks.
 pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Result<Outcome> {
     let mut metrics = Metrics::start();
-    let base = Model::load(
-        locate_for(recipe, request.model.as_deref(), observer)?,
-        &request.machine,
-        copies(recipe),
-        observer,
-    )?;
+    let demand = Demand::of_hardening(recipe, &request.machine.device);
+    let base =
+        Model::load(locate_for(recipe, request.model.as_deref(), observer)?, &request.machine, demand, observer)?;
     check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
     let stages = stage_layers(recipe, base.decoder.n_layers())?;
     let data = prompt_set(&recipe.data.prompts)?;
@@ -141,7 +132,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
 
     // From here on only what is on disk counts.
     let located = Located::staged(staged.path(), &request.out);
-    let hardened = Model::load(located, &request.machine, copies(recipe), &Quiet(observer))?;
+    let hardened = Model::load(located, &request.machine, demand, &Quiet(observer))?;
     let report = {
         let units = Units::new(&mut journal);
         trial.report(&bench, Some((&base, &findings)), &hardened, &units, observer)?

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::bundled;
-use super::device::{Machine, Residency};
+use super::device::{Demand, Machine, Residency};
 use crate::checkpoint::{Checkpoint, Digest};
 use crate::event::{Event, Observer};
 use crate::hub;
@@ -22,9 +22,6 @@ pub const EVIDENCE: &str = "immunisation";
 
 /// The model card.
 pub const CARD: &str = "README.md";
-
-/// Decoders in memory while a finished model is measured: it and its base.
-pub const COPIES: u64 = 2;
 
 /// A model's folder and what reports call it.
 #[derive(Debug)]
@@ -101,17 +98,17 @@ pub struct Model {
 
 impl Model {
     /// Opens, loads and digests a located model; what is odd about it goes to `observer`. Its matrices stay in the files when
-    /// `copies` decoders of its shape do not fit into the machine's memory.
+    /// what the run demands does not fit into the machine's memory.
     ///
     /// # Errors
     /// As [`Checkpoint::open`], [`Decoder::load`] and [`PromptEncoder::open`].
-    pub fn load(located: Located, machine: &Machine, copies: u64, observer: &dyn Observer) -> Result<Self> {
+    pub fn load(located: Located, machine: &Machine, demand: Demand, observer: &dyn Observer) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(&located.dir)?);
         for warning in checkpoint.warnings() {
             observer.event(Event::Warning(warning.clone()));
         }
         let encoder = PromptEncoder::open(&located.dir)?;
-        let (residency, _) = machine.residency(&families::blueprint(checkpoint.config())?, copies);
+        let (residency, _) = machine.residency(&families::blueprint(checkpoint.config())?, demand);
         let decoder = match residency {
             Residency::Held => Decoder::load(&checkpoint, &machine.device)?,
             Residency::Stored => Decoder::stream(&checkpoint, &machine.device)?,
@@ -124,8 +121,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`locate`] and [`Model::load`].
-    pub fn open(reference: &str, machine: &Machine, copies: u64, observer: &dyn Observer) -> Result<Self> {
-        Self::load(locate(reference, observer)?, machine, copies, observer)
+    pub fn open(reference: &str, machine: &Machine, demand: Demand, observer: &dyn Observer) -> Result<Self> {
+        Self::load(locate(reference, observer)?, machine, demand, observer)
     }
 
     /// One digest over all files that make the model.

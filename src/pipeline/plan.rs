@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::corpus::prompt_set;
-use super::device::{Machine, Residency};
-use super::harden::{check_match, copies, locate_for, stage_layers};
+use super::device::{Demand, Machine, Residency};
+use super::harden::{check_match, locate_for, stage_layers};
 use super::suite::Grid;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -53,7 +53,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
-    let (residency, memory_bytes) = machine.residency(&blueprint, copies(recipe));
+    let (residency, memory_bytes) = machine.residency(&blueprint, Demand::of_hardening(recipe, &machine.device));
     let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
     Ok(Plan {
         model: format!(
