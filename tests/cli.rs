@@ -229,6 +229,18 @@ fn recipes_that_are_shown_are_valid_and_the_same() {
 }
 
 #[test]
+fn a_recipe_is_fitted_to_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("fitted.yaml");
+    let pico = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pico/gemma3_text");
+    let made = ran(&["recipe", "new", pico.to_str().unwrap(), "--out", file.to_str().unwrap()]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("name: gemma3\n") && text.contains("layers: [\"0-2\"]"), "{text}");
+    assert_eq!(ran(&["recipe", "check", file.to_str().unwrap()]).code, 0);
+}
+
+#[test]
 fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let world = World::new();
     let ran = ran(&[

@@ -172,6 +172,14 @@ fn a_model_finds_its_recipe_by_type_and_size() {
 }
 
 #[test]
+fn every_family_has_a_recipe() {
+    for family in immunise::model::families::names() {
+        let recipe = Recipe::for_model_type(family).unwrap_or_else(|| panic!("no recipe for {family}"));
+        assert_eq!(recipe.matches.unwrap().model_type, family);
+    }
+}
+
+#[test]
 fn an_unknown_embedded_recipe_lists_the_known_ones() {
     let error = Recipe::embedded("lama").unwrap_err();
     assert_eq!(error.exit_code(), 2);

@@ -25,7 +25,7 @@ Examples:
   immunise harden ./Llama --set seed=1 --set stages.0.rank=4
   immunise harden my.yaml --dry-run")]
 pub struct Args {
-    /// A recipe (a file, or `demo`, `llama`, `qwen2`) or a model (a folder, `ORG/NAME@REVISION`, `builtin:tiny-chat`).
+    /// A recipe (a file, or a name such as `demo` or `llama`) or a model (a folder, `ORG/NAME@REVISION`, `builtin:tiny-chat`).
     #[arg(value_name = "RECIPE|MODEL")]
     subject: String,
     /// Where the published folder is to appear; `NAME-immunised` in the current folder unless given.

@@ -9,6 +9,10 @@ use serde_json::json;
 
 use super::arguments;
 use super::render::Screen;
+use crate::checkpoint::Config;
+use crate::model::families;
+use crate::pipeline::model::locate;
+use crate::recipe::fit::fitted;
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
 use crate::report::Report;
 use crate::{Error, Result};
@@ -24,9 +28,13 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the commented recipe of a model family, to start from.
+    /// Print a commented recipe to start from: a family's, or one fitted to a model.
     New {
-        /// Family: `demo`, `llama` or `qwen2`.
+        /// Model (a folder, `ORG/NAME[@REVISION]` or `builtin:tiny-chat`): its family's recipe, with its blocks and a budget
+        /// for its size.
+        #[arg(conflicts_with = "family")]
+        model: Option<String>,
+        /// Recipe of a family: `demo`, or a name of `immunise list families`.
         #[arg(long, default_value = "llama")]
         family: String,
         /// Write it to this file instead; nothing is overwritten.
@@ -60,12 +68,17 @@ enum Command {
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     match &args.command {
-        Command::New { family, out } => {
-            // Validates the name with its suggestions; the text itself keeps its comments.
-            RawRecipe::embedded(family)?;
-            let text = EMBEDDED.iter().find(|(name, _)| name == family).map_or("", |(_, text)| text);
+        Command::New { model, family, out } => {
+            let text = match model {
+                Some(model) => fitted_to(model, screen)?,
+                None => {
+                    // Validates the name with its suggestions; the text itself keeps its comments.
+                    RawRecipe::embedded(family)?;
+                    EMBEDDED.iter().find(|(name, _)| name == family).map_or(String::new(), |(_, text)| (*text).into())
+                }
+            };
             match out {
-                None => screen.out(text),
+                None => screen.out(&text),
                 Some(path) => {
                     let file = fs::OpenOptions::new().write(true).create_new(true).open(path);
                     file.and_then(|mut file| file.write_all(text.as_bytes()))
@@ -89,4 +102,16 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         Command::Schema { report } => screen.value(&if *report { Report::schema() } else { Recipe::schema() }),
     }
     Ok(0)
+}
+
+/// The text of the recipe for a model's family, with its blocks and a budget for its size.
+fn fitted_to(model: &str, screen: &Screen) -> Result<String> {
+    let located = locate(model, screen)?;
+    let config = Config::read(&located.dir)?;
+    let blueprint = families::blueprint(&config)?;
+    let parameters = blueprint.parameters() as u64;
+    let chosen = Recipe::for_model(&config.model_type, Some(parameters));
+    chosen.and_then(|recipe| fitted(&recipe.name, blueprint.n_layers, parameters)).ok_or_else(|| {
+        Error::input(&located.source, format!("no recipe in this build is made for `{}`", config.model_type))
+    })
 }

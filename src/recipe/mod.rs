@@ -14,6 +14,7 @@
 //! ```
 
 mod fields;
+pub mod fit;
 pub mod layers;
 mod raw;
 mod stage;
@@ -38,10 +39,20 @@ pub use stage::{STAGE_KINDS, Stage};
 pub const SCHEMA_VERSION: u64 = 1;
 
 /// The recipes inside the binary, in the order in which [`Recipe::for_model`] tries them.
-pub const EMBEDDED: [(&str, &str); 3] = [
+pub const EMBEDDED: [(&str, &str); 13] = [
     ("demo", include_str!("../../recipes/demo.yaml")),
+    ("gemma2", include_str!("../../recipes/gemma2.yaml")),
+    ("gemma3", include_str!("../../recipes/gemma3.yaml")),
+    ("granite", include_str!("../../recipes/granite.yaml")),
     ("llama", include_str!("../../recipes/llama.yaml")),
+    ("mistral", include_str!("../../recipes/mistral.yaml")),
+    ("olmo2", include_str!("../../recipes/olmo2.yaml")),
+    ("olmo3", include_str!("../../recipes/olmo3.yaml")),
+    ("phi3", include_str!("../../recipes/phi3.yaml")),
     ("qwen2", include_str!("../../recipes/qwen2.yaml")),
+    ("qwen3", include_str!("../../recipes/qwen3.yaml")),
+    ("smollm3", include_str!("../../recipes/smollm3.yaml")),
+    ("stablelm", include_str!("../../recipes/stablelm.yaml")),
 ];
 
 /// A valid, complete recipe.
