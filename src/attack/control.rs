@@ -21,7 +21,7 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
             let w1 = down.iter().zip(&up).map(|(down, up)| down + up).collect();
             Edit::LowRank { layer: *layer, rank: *rank, w1, w2: up }
         }
-        Edit::Affine { layer, rank, up, down, bias } => {
+        Edit::Affine { site, rank, up, down, bias } => {
             let constant = |up: &[f32], bias: &[f32]| product_norm(up, &spread(bias, up.len()), *rank);
             let (new_up, new_down) = if down.iter().all(|v| *v == 0.0) {
                 (stream.gaussian(up.len(), 1.0), down.clone())
@@ -31,7 +31,7 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
             let noise = stream.gaussian(bias.len(), 1.0);
             let f = (constant(up, bias) / constant(&new_up, &noise).max(f64::MIN_POSITIVE)) as f32;
             let bias = noise.iter().map(|v| v * f).collect();
-            Edit::Affine { layer: *layer, rank: *rank, up: new_up, down: new_down, bias }
+            Edit::Affine { site: *site, rank: *rank, up: new_up, down: new_down, bias }
         }
         Edit::Add { site, vector, keep_norm } => {
             Edit::Add { site: *site, vector: random_vector(vector, stream), keep_norm: *keep_norm }
@@ -45,9 +45,10 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
             let matrices = noise.iter().enumerate().map(|(i, v)| v + identity(i)).collect();
             Edit::Heads { layer: *layer, matrices, bias: random_vector(bias, stream), heads: *heads }
         }
-        Edit::Ablate { basis, rank } => {
+        Edit::Ablate { basis, rank, layers } => {
             let width = basis.len() / (*rank).max(1);
-            Edit::Ablate { basis: orthonormal(&stream.gaussian(basis.len(), 1.0), width), rank: *rank }
+            let basis = orthonormal(&stream.gaussian(basis.len(), 1.0), width);
+            Edit::Ablate { basis, rank: *rank, layers: layers.clone() }
         }
         Edit::Several { edits } => {
             Edit::Several { edits: edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()? }
@@ -120,7 +121,7 @@ mod tests {
         let (up, down) = (stream.gaussian(2 * 16, 0.5), stream.gaussian(2 * 16, 0.1));
         for edit in [
             Edit::LowRank { layer: 3, rank: 2, w1, w2 },
-            Edit::Affine { layer: 0, rank: 2, up, down, bias: vec![0.5, -2.0] },
+            Edit::Affine { site, rank: 2, up, down, bias: vec![0.5, -2.0] },
             Edit::Add { site, vector: stream.gaussian(16, 2.0), keep_norm: false },
             Edit::Heads { layer: 0, matrices: stream.gaussian(2 * 16, 0.3), bias: stream.gaussian(8, 1.0), heads: 2 },
         ] {
@@ -132,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_random_basis_is_orthonormal() {
-        let edit = Edit::Ablate { basis: vec![1.0; 3 * 8], rank: 3 };
+        let edit = Edit::Ablate { basis: vec![1.0; 3 * 8], rank: 3, layers: vec![] };
         let Edit::Ablate { basis, .. } = random_like(&edit, &mut Stream::new(0, "basis")).unwrap() else {
             unreachable!()
         };

@@ -161,7 +161,7 @@ impl Classes {
             .copied()
             .collect();
         basis.truncate(rank * self.width);
-        Ok(Edit::Ablate { rank: basis.len() / self.width, basis })
+        Ok(Edit::Ablate { rank: basis.len() / self.width, basis, layers: vec![] })
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_subspace_holds_the_direction_and_what_varies_around_it() {
         let found = classes(vec![2.0, 3.0, 0.0, 2.0, -3.0, 0.0, 2.0, 3.0, 0.0, 2.0, -3.0, 0.0], vec![0.0; 3]);
-        let Edit::Ablate { basis, rank } = found.projection(2).unwrap() else { panic!("an ablation") };
+        let Edit::Ablate { basis, rank, .. } = found.projection(2).unwrap() else { panic!("an ablation") };
         assert_eq!(rank, 2);
         assert!((basis[0] - 1.0).abs() < 1e-5 && (basis[4].abs() - 1.0).abs() < 1e-3, "{basis:?}");
     }

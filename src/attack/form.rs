@@ -9,6 +9,7 @@ use crate::intervention::{Edit, Placed};
 use crate::math::rows::orthonormal;
 use crate::math::seed::Stream;
 use crate::model::optimiser::host_values;
+use crate::model::{Point, Site};
 use crate::{Error, Result};
 
 /// What a learned edit of one block's input looks like.
@@ -66,8 +67,8 @@ impl Factors {
             (Form::Noreft, Edit::LowRank { layer: at, rank, w1, w2 }) if *at == layer => {
                 vec![matrix(*rank, w1)?, matrix(*rank, w2)?]
             }
-            (Form::Loreft | Form::Direft | Form::Lobireft, Edit::Affine { layer: at, rank, up, down, bias })
-                if *at == layer =>
+            (Form::Loreft | Form::Direft | Form::Lobireft, Edit::Affine { site, rank, up, down, bias })
+                if *site == Site::new(layer, Point::ResidPre) =>
             {
                 let bias = values_of(&[*rank], bias.clone(), device)?;
                 match form {
@@ -95,17 +96,17 @@ impl Factors {
             let tensor = self.vars[i].as_tensor();
             Ok(if detached { tensor.copy()?.detach() } else { tensor.clone() })
         };
-        let layer = self.layer;
+        let (layer, site) = (self.layer, Site::new(self.layer, Point::ResidPre));
         Ok(match self.form {
             Form::Noreft => Placed::LowRank { layer, w1: tensor(0)?, w2: tensor(1)? },
             Form::Loreft => {
                 let up = tensor(0)?;
-                Placed::Affine { layer, down: (tensor(1)? - &up)?, up, bias: tensor(2)? }
+                Placed::Affine { site, down: (tensor(1)? - &up)?, up, bias: tensor(2)? }
             }
-            Form::Direft => Placed::Affine { layer, up: tensor(0)?, down: tensor(1)?, bias: tensor(2)? },
+            Form::Direft => Placed::Affine { site, up: tensor(0)?, down: tensor(1)?, bias: tensor(2)? },
             Form::Lobireft => {
                 let up = tensor(0)?;
-                Placed::Affine { layer, down: up.zeros_like()?.detach(), up, bias: tensor(1)? }
+                Placed::Affine { site, down: up.zeros_like()?.detach(), up, bias: tensor(1)? }
             }
         })
     }

@@ -24,10 +24,10 @@ pub enum Edit {
         /// `[rank, d_model]`, row by row.
         w2: Vec<f32>,
     },
-    /// `h + upᵀ(down·h + bias)` at one block's input (LoReFT, DiReFT, LobiReFT).
+    /// `h + upᵀ(down·h + bias)` at one site of the residual stream (LoReFT, DiReFT, LobiReFT).
     Affine {
-        /// Block whose input is edited.
-        layer: usize,
+        /// Where.
+        site: Site,
         /// Rows of `up` and `down`, values of `bias`.
         rank: usize,
         /// `[rank, d_model]`, row by row.
@@ -57,12 +57,15 @@ pub enum Edit {
         /// Number of heads.
         heads: usize,
     },
-    /// `x − BᵀBx` at every block's input, attention output and feed-forward output.
+    /// `x − BᵀBx` at the input, the attention output and the feed-forward output of blocks.
     Ablate {
         /// Orthonormal rows, `[rank, d_model]`, row by row.
         basis: Vec<f32>,
         /// Number of rows.
         rank: usize,
+        /// Blocks; empty: all.
+        #[serde(default)]
+        layers: Vec<usize>,
     },
     /// Several edits at once, applied in their order.
     Several {
@@ -87,8 +90,8 @@ pub enum Placed {
     },
     /// See [`Edit::Affine`]; the tensors may be variables.
     Affine {
-        /// Block whose input is edited.
-        layer: usize,
+        /// Where.
+        site: Site,
         /// `[rank, d_model]`.
         up: Tensor,
         /// `[rank, d_model]`.
@@ -118,6 +121,8 @@ pub enum Placed {
     Ablate {
         /// Orthonormal rows.
         basis: Tensor,
+        /// Blocks; empty: all.
+        layers: Vec<usize>,
     },
     /// See [`Edit::Several`].
     Several(Vec<Placed>),
@@ -143,8 +148,8 @@ impl Edit {
             Self::LowRank { layer, rank, w1, w2 } => {
                 Placed::LowRank { layer: *layer, w1: matrix(w1, *rank)?, w2: matrix(w2, *rank)? }
             }
-            Self::Affine { layer, rank, up, down, bias } => Placed::Affine {
-                layer: *layer,
+            Self::Affine { site, rank, up, down, bias } => Placed::Affine {
+                site: *site,
                 up: matrix(up, *rank)?,
                 down: matrix(down, *rank)?,
                 bias: Tensor::from_slice(bias, bias.len(), device)?,
@@ -167,7 +172,9 @@ impl Edit {
                     bias: Tensor::from_slice(bias, bias.len(), device)?,
                 }
             }
-            Self::Ablate { basis, rank } => Placed::Ablate { basis: matrix(basis, *rank)? },
+            Self::Ablate { basis, rank, layers } => {
+                Placed::Ablate { basis: matrix(basis, *rank)?, layers: layers.clone() }
+            }
             Self::Several { edits } => {
                 Placed::Several(edits.iter().map(|edit| edit.place(device)).collect::<Result<_>>()?)
             }
@@ -186,8 +193,8 @@ impl Placed {
             Self::LowRank { layer, w1, w2 } => {
                 Edit::LowRank { layer: *layer, rank: w1.dim(0)?, w1: host_values(w1)?, w2: host_values(w2)? }
             }
-            Self::Affine { layer, up, down, bias } => Edit::Affine {
-                layer: *layer,
+            Self::Affine { site, up, down, bias } => Edit::Affine {
+                site: *site,
                 rank: up.dim(0)?,
                 up: host_values(up)?,
                 down: host_values(down)?,
@@ -202,7 +209,9 @@ impl Placed {
                 bias: host_values(bias)?,
                 heads: transposed.dim(0)?,
             },
-            Self::Ablate { basis } => Edit::Ablate { basis: host_values(basis)?, rank: basis.dim(0)? },
+            Self::Ablate { basis, layers } => {
+                Edit::Ablate { basis: host_values(basis)?, rank: basis.dim(0)?, layers: layers.clone() }
+            }
             Self::Several(edits) => Edit::Several { edits: edits.iter().map(Self::edit).collect::<Result<_>>()? },
         })
     }
@@ -217,7 +226,7 @@ impl Placed {
             Self::Affine { up, .. } => Some(up.dim(1)?),
             Self::Add { vector, .. } => Some(vector.dim(0)?),
             Self::Heads { bias, .. } => Some(bias.dim(0)?),
-            Self::Ablate { basis } => Some(basis.dim(1)?),
+            Self::Ablate { basis, .. } => Some(basis.dim(1)?),
         })
     }
 }
@@ -260,7 +269,7 @@ impl Intervention for Placed {
                 let mapped = by_head.matmul(transposed)?.transpose(0, 1)?.contiguous()?;
                 mapped.reshape((batch, cols, width))?.broadcast_add(bias)?
             }
-            Self::Ablate { basis } => {
+            Self::Ablate { basis, .. } => {
                 let flat = flat()?;
                 (&flat - flat.matmul(&basis.t()?)?.matmul(basis)?)?.reshape((batch, cols, width))?
             }
@@ -274,10 +283,13 @@ impl Intervention for Placed {
     fn acts_at(&self, site: Site) -> bool {
         match self {
             Self::Identity => false,
-            Self::LowRank { layer, .. } | Self::Affine { layer, .. } => site == Site::new(*layer, Point::ResidPre),
-            Self::Add { site: at, .. } => site == *at,
+            Self::LowRank { layer, .. } => site == Site::new(*layer, Point::ResidPre),
+            Self::Affine { site: at, .. } | Self::Add { site: at, .. } => site == *at,
             Self::Heads { layer, .. } => site == Site::new(*layer, Point::Z),
-            Self::Ablate { .. } => matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut),
+            Self::Ablate { layers, .. } => {
+                matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut)
+                    && (layers.is_empty() || layers.contains(&site.layer))
+            }
             Self::Several(edits) => edits.iter().any(|edit| edit.acts_at(site)),
         }
     }
@@ -298,7 +310,7 @@ mod tests {
     #[test]
     fn ablation_is_idempotent_and_removes_the_component() {
         let basis = vec![0.6, 0.8, 0.0];
-        let edit = Edit::Ablate { basis: basis.clone(), rank: 1 }.place(&Device::Cpu).unwrap();
+        let edit = Edit::Ablate { basis: basis.clone(), rank: 1, layers: vec![] }.place(&Device::Cpu).unwrap();
         let site = Site::new(0, Point::MlpOut);
         let once = edit.apply(site, &stream()).unwrap();
         let twice = edit.apply(site, &once).unwrap();
@@ -308,6 +320,13 @@ mod tests {
         for row in values(&once).chunks(3) {
             assert!(row.iter().zip(&basis).map(|(x, r)| x * r).sum::<f32>().abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn ablation_acts_at_the_chosen_blocks_only() {
+        let at = |layers: Vec<usize>| Edit::Ablate { basis: vec![1.0, 0.0, 0.0], rank: 1, layers };
+        let acts = |edit: &Edit, layer| edit.place(&Device::Cpu).unwrap().acts_at(Site::new(layer, Point::AttnOut));
+        assert!(acts(&at(vec![]), 0) && acts(&at(vec![2]), 2) && !acts(&at(vec![2]), 0));
     }
 
     #[test]
@@ -336,7 +355,7 @@ mod tests {
         let (w1, w2) = (vec![0.3_f32, -0.2, 0.9], vec![0.5_f32, 0.1, -0.4]);
         let down = w1.iter().zip(&w2).map(|(a, b)| a - b).collect();
         let site = Site::new(1, Point::ResidPre);
-        let affine = Edit::Affine { layer: 1, rank: 1, up: w2.clone(), down, bias: vec![0.0] };
+        let affine = Edit::Affine { site, rank: 1, up: w2.clone(), down, bias: vec![0.0] };
         let low_rank = Edit::LowRank { layer: 1, rank: 1, w1, w2 };
         let [a, b] =
             [affine, low_rank].map(|e| values(&e.place(&Device::Cpu).unwrap().apply(site, &stream()).unwrap()));

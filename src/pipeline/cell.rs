@@ -325,18 +325,23 @@ fn settings_of(fit: &Fit) -> serde_json::Value {
     serde_json::json!([fit.layers, fit.rank, fit.steps, fit.batch, fit.learning_rate, fit.positions])
 }
 
-/// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input.
+/// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input or output.
 fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Result<Option<f64>> {
-    let layer = match edit {
-        Edit::LowRank { layer, .. } | Edit::Affine { layer, .. } => layer,
-        Edit::Add { site: Site { layer, point: Point::ResidPre }, .. } => layer,
+    let site = match edit {
+        Edit::LowRank { layer, .. } => Site::new(*layer, Point::ResidPre),
+        Edit::Affine { site, .. } | Edit::Add { site, .. } => *site,
+        _ => return Ok(None),
+    };
+    let before = match site.point {
+        Point::ResidPre => 0..site.layer,
+        Point::ResidPost => 0..site.layer + 1,
         _ => return Ok(None),
     };
     let prompts = &questions.prompts[..questions.len().min(NORM_PROMPTS)];
     let batch = TokenBatch::prompts(prompts, super::examiner::PAD);
-    let inputs = decoder.run(0..*layer, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;
+    let inputs = decoder.run(before, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;
     let last = inputs.narrow(1, batch.cols() - 1, 1)?.contiguous()?;
-    let moved = edit.place(decoder.device())?.apply(Site::new(*layer, Point::ResidPre), &last)?;
+    let moved = edit.place(decoder.device())?.apply(site, &last)?;
     let change = (moved - &last)?.sqr()?.sum(2)?.sqrt()?;
     let size = last.sqr()?.sum(2)?.sqrt()?;
     Ok(Some(f64::from((change / size)?.mean_all()?.to_scalar::<f32>()?)))
