@@ -89,7 +89,7 @@ fn same_in_both_layouts(stage: impl Fn(&Given<'_>) -> AdapterSet) {
     for module in Module::ALL {
         let expected = apart_set.get(&apart.blueprint().weight_location(module, 1).tensor).unwrap().delta();
         let WeightLocation { tensor, rows, .. } = joined.blueprint().weight_location(module, 1);
-        assert_eq!(joined_set.get(&tensor).unwrap().delta_of(rows), expected, "{module}");
+        assert_eq!(joined_set.get(&tensor).unwrap().of_rows(rows).delta(), expected, "{module}");
         assert!(expected.iter().any(|value| *value != 0.0), "{module} was not trained");
     }
     let merged = logits(&merge(&joined, &joined_set).unwrap());
