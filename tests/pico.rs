@@ -250,8 +250,8 @@ fn merging(pico: &Pico) -> Check {
     let written = Decoder::load(&Checkpoint::open(&out).unwrap(), &CPU).unwrap();
     for layer in 0..base.n_layers() {
         for module in Module::ALL {
-            let expected = values(merged.block(layer).map(module).weight().tensor().unwrap());
-            let found = values(written.block(layer).map(module).weight().tensor().unwrap());
+            let expected = values(&merged.block(layer).map(module).weight().tensor().unwrap());
+            let found = values(&written.block(layer).map(module).weight().tensor().unwrap());
             // Half a unit in the last place of bf16.
             if found.iter().zip(&expected).any(|(x, y)| (x - y).abs() > y.abs() / 255.0) {
                 return Err(format!("block {layer} {module}: the file holds other values than the merged decoder"));
