@@ -17,7 +17,7 @@ use immunise::model::frequencies::Rope;
 use immunise::model::generate::{Greedy, generate};
 use immunise::model::linear::LowRank;
 use immunise::model::optimiser::host_values;
-use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
+use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch, families};
 use ndarray::Array2;
 
 const CPU: Device = Device::Cpu;
@@ -268,6 +268,37 @@ fn a_decoder_that_stays_in_its_files_computes_what_a_loaded_one_does() -> Result
     for (held, stored) in held[2..].iter().zip(&stored[2..]) {
         let largest = held.iter().fold(0_f32, |m, v| m.max(v.abs()));
         assert!(held.iter().zip(stored).all(|(a, b)| (a - b).abs() <= 1e-4 * largest));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_accelerator_computes_what_the_cpu_does() -> Result<()> {
+    let Ok(device) = Device::new_cuda(0) else {
+        eprintln!("skipped: this build or machine has no CUDA device");
+        return Ok(());
+    };
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-chat");
+    let checkpoint = Checkpoint::open(&dir)?;
+    let batch = TokenBatch::dialogues(&[tokens("a", 9), tokens("b", 6)], &[tokens("c", 4), tokens("d", 5)], 0);
+    let pass = |decoder: &Decoder| -> Result<[Vec<f32>; 2]> {
+        let trainable = Trainable::without_zero(decoder, &[1, 3], 2, 1.0, &mut Stream::new(2, "adapters"))?;
+        let y = logits(&trainable.attach(decoder)?, &batch);
+        let gradients = y.sqr()?.sum_all()?.backward()?;
+        Ok([host_values(&y)?, host_values(gradients.get(&trainable.vars()[1]).expect("a gradient of B"))?])
+    };
+    let expected = pass(&Decoder::load(&checkpoint, &CPU)?)?;
+    let f32_there = Decoder::from_weights(families::blueprint(checkpoint.config())?, &device, |name, shape| {
+        Ok(Tensor::from_vec(checkpoint.read_f32(name)?, shape, &device)?)
+    })?;
+    // In f32, and with matrices in bf16 as `load` keeps them there.
+    for (decoder, tolerance) in [(f32_there, 1e-3), (Decoder::load(&checkpoint, &device)?, 5e-2)] {
+        for (found, expected) in pass(&decoder)?.iter().zip(&expected) {
+            let largest = expected.iter().fold(0_f32, |m, v| m.max(v.abs()));
+            let worst = found.iter().zip(expected).fold(0_f32, |m, (a, b)| m.max((a - b).abs()));
+            eprintln!("largest difference {:.1e} of the largest value", worst / largest);
+            assert!(worst <= tolerance * largest);
+        }
     }
     Ok(())
 }

@@ -19,8 +19,9 @@ use immunise::model::prompt::PromptEncoder;
 use immunise::model::{Decoder, Hooks, Intervention as _, Point, Site, TokenBatch};
 use serde_json::json;
 
+use crate::folder::write;
 use crate::pair::{Outcome, Pair, Peer};
-use crate::shape::{smollm2, tokens, write};
+use crate::shape::{smollm2, tokens};
 use crate::steps::{described, with};
 
 const LAYER: usize = 12;

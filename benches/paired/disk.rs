@@ -9,8 +9,9 @@ use immunise::math::seed::Stream;
 use immunise::model::Module;
 use ndarray::Array2;
 
+use crate::folder::write;
 use crate::pair::{Outcome, Pair};
-use crate::shape::{smollm2, write};
+use crate::shape::smollm2;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_immunise");
 

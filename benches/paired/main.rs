@@ -4,7 +4,9 @@
 //! last two need `IMMUNISE_PYTHON`, a Python with torch (generation: and transformers). Prints a Markdown table.
 
 mod block_defence;
+mod cpu;
 mod disk;
+mod folder;
 mod pair;
 mod shape;
 mod steps;
@@ -17,9 +19,9 @@ use pair::{HEAD, Outcome, Pair};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const TASKS: &[(&str, fn() -> Outcome<Vec<Pair>>)] = &[
-    ("train-step", steps::train_step),
-    ("attack-fit", steps::attack_fit),
-    ("generation", steps::generation),
+    ("train-step", cpu::train_step),
+    ("attack-fit", cpu::attack_fit),
+    ("generation", cpu::generation),
     ("block-defence", block_defence::run),
     ("merge", disk::merge),
     ("start", disk::start),

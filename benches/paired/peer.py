@@ -1,4 +1,5 @@
-"""The other side of `cargo bench --bench paired`: the same work in PyTorch, eager, f32.
+"""The other side of `cargo bench --bench paired`: the same work in PyTorch, eager: f32 on the CPU, or
+the `device` and `dtype` of the settings.
 
 `peer.py TASK SETTINGS` gets ready, prints `null`, and then runs the task once for every line that it reads, printing the
 seconds (or what the task answers). Needs torch; `generation` needs transformers and safetensors as well.
@@ -29,7 +30,9 @@ class Block:
         d, wide, narrow, ff = s["d_model"], s["n_heads"] * s["head_dim"], s["n_kv_heads"] * s["head_dim"], s["d_ff"]
         shapes = dict(q=(wide, d), k=(narrow, d), v=(narrow, d), o=(d, wide), gate=(ff, d), up=(ff, d), down=(d, ff))
         self.weight = {
-            name: (torch.rand(shape, generator=generator) * 2 - 1) * 0.5 * math.sqrt(3 / shape[1])
+            name: ((torch.rand(shape, generator=generator) * 2 - 1) * 0.5 * math.sqrt(3 / shape[1])).to(
+                s.get("matrix", torch.float32)
+            )
             for name, shape in shapes.items()
         }
         self.norms = [torch.ones(d), torch.ones(d)]
@@ -44,7 +47,8 @@ class Block:
         return [factor for pair in self.adapters.values() for factor in pair]
 
     def map(self, name, x):
-        y = F.linear(x, self.weight[name])
+        weight = self.weight[name]
+        y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
         if name in self.adapters:
             a, b = self.adapters[name]
             y = y + F.linear(F.linear(x, a), b)
@@ -81,14 +85,23 @@ def timed(work):
     def run(_):
         start = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     return run
 
 
+def place(s):
+    """New tensors go to the device of the settings; its matrices have the type of the settings."""
+    torch.set_default_device(s.get("device", "cpu"))
+    return getattr(torch, s.get("dtype", "float32"))
+
+
 def train_step(s):
     """Adapters of one block towards targets on edited inputs: forward, backward, Adam."""
-    generator = torch.Generator().manual_seed(0)
+    s["matrix"] = place(s)
+    generator = torch.Generator(s.get("device", "cpu")).manual_seed(0)
     block = Block(s, generator)
     factors = block.adapt(s["rank"])
     adam = torch.optim.Adam(factors, lr=1e-3)
@@ -109,7 +122,8 @@ def train_step(s):
 
 def attack_fit(s):
     """A rank-2 NoReFT edit of one block's input, from cached inputs, through the blocks above."""
-    generator = torch.Generator().manual_seed(0)
+    s["matrix"] = place(s)
+    generator = torch.Generator(s.get("device", "cpu")).manual_seed(0)
     blocks = [Block(s, generator) for _ in range(s["above"])]
     head = (torch.rand(s["vocab"], s["d_model"], generator=generator) * 2 - 1) * 0.02
     inputs = torch.rand(s["pairs"], s["tokens"], s["d_model"]) * 2 - 1
@@ -162,7 +176,7 @@ def block_defence(s):
     from safetensors.torch import load_file
 
     tensors = load_file(s["file"])
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(s.get("device", "cpu")).manual_seed(0)
     blocks = [Block(s, generator) for _ in range(s["n_layers"])]
     names = dict(
         q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", o="self_attn.o_proj",

@@ -1,8 +1,5 @@
 //! Models of a real one's shape with random weights: speed does not depend on what a model knows.
 
-use std::collections::HashMap;
-use std::path::Path;
-
 use candle_core::{DType, Device, Tensor};
 use immunise::math::seed::Stream;
 use immunise::model::frequencies::Rope;
@@ -29,13 +26,19 @@ pub fn smollm2(n_layers: usize, vocab: usize) -> Blueprint {
     }
 }
 
-/// Random weights: gains of one, maps that keep the stream's scale.
-pub fn random(blueprint: Blueprint) -> Outcome<Decoder> {
+/// Random weights: gains of one, maps that keep the stream's scale; matrices in bf16 on an accelerator.
+pub fn random(blueprint: Blueprint, device: &Device) -> Outcome<Decoder> {
     let mut stream = Stream::new(0, "bench weights");
-    Ok(Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| weight(shape, &mut stream))?)
+    let decoder = Decoder::from_weights(blueprint, device, |_, shape| {
+        let weight = weight(shape, &mut stream)?;
+        let narrow = shape.len() == 2 && !device.is_cpu();
+        Ok(weight.to_dtype(if narrow { DType::BF16 } else { DType::F32 })?.to_device(device)?)
+    });
+    Ok(decoder?)
 }
 
-fn weight(shape: &[usize], stream: &mut Stream) -> immunise::Result<Tensor> {
+/// A gain of ones, or a matrix that keeps the scale of what it maps.
+pub fn weight(shape: &[usize], stream: &mut Stream) -> immunise::Result<Tensor> {
     let values = match shape {
         [width] => vec![1.0; *width],
         _ => stream.uniform(shape.iter().product(), (3.0 / shape[1] as f64).sqrt() * 0.5),
@@ -44,52 +47,13 @@ fn weight(shape: &[usize], stream: &mut Stream) -> immunise::Result<Tensor> {
 }
 
 /// Values of `shape`, uniform in ±1.
-pub fn noise(shape: &[usize], name: &str) -> Outcome<Tensor> {
+pub fn noise(shape: &[usize], name: &str, device: &Device) -> Outcome<Tensor> {
     let values = Stream::new(1, name).uniform(shape.iter().product(), 1.0);
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    Ok(Tensor::from_vec(values, shape, device)?)
 }
 
 /// Token ids below `vocab`.
 pub fn tokens(rows: usize, length: usize, vocab: usize, name: &str) -> Vec<Vec<u32>> {
     let mut stream = Stream::new(2, name);
     (0..rows).map(|_| (0..length).map(|_| stream.below(vocab) as u32).collect()).collect()
-}
-
-/// A checkpoint folder of random weights in bf16, in `shards` files.
-pub fn write(dir: &Path, blueprint: &Blueprint, shards: usize) -> Outcome<()> {
-    std::fs::create_dir_all(dir)?;
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": blueprint.vocab,
-        "hidden_size": blueprint.d_model, "intermediate_size": blueprint.d_ff, "num_hidden_layers": blueprint.n_layers,
-        "num_attention_heads": blueprint.n_heads, "num_key_value_heads": blueprint.n_kv_heads,
-        "head_dim": blueprint.head_dim, "rms_norm_eps": blueprint.norm_eps, "rope_theta": blueprint.ropes[0].theta,
-        "max_position_embeddings": blueprint.max_positions, "tie_word_embeddings": blueprint.tied,
-        "hidden_act": "silu", "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1,
-    });
-    std::fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config)?)?;
-    let mut tensors: Vec<(String, Tensor)> = Vec::new();
-    let mut stream = Stream::new(0, "bench weights");
-    Decoder::from_weights(blueprint.clone(), &Device::Cpu, |name, shape| {
-        let tensor = weight(shape, &mut stream)?;
-        tensors.push((name.to_owned(), tensor.to_dtype(DType::BF16)?));
-        Ok(tensor)
-    })?;
-    let metadata = || Some(HashMap::from([("format".to_owned(), "pt".to_owned())]));
-    if shards == 1 {
-        safetensors::serialize_to_file(tensors, metadata(), &dir.join("model.safetensors"))?;
-        return Ok(());
-    }
-    let mut map = serde_json::Map::new();
-    let total: usize = tensors.iter().map(|(_, tensor)| tensor.elem_count() * 2).sum();
-    let per_shard = tensors.len().div_ceil(shards);
-    for (number, part) in tensors.chunks(per_shard).enumerate() {
-        let file = format!("model-{:05}-of-{shards:05}.safetensors", number + 1);
-        for (name, _) in part {
-            map.insert(name.clone(), file.clone().into());
-        }
-        safetensors::serialize_to_file(part.to_vec(), metadata(), &dir.join(file))?;
-    }
-    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
-    std::fs::write(dir.join("model.safetensors.index.json"), index.to_string())?;
-    Ok(())
 }

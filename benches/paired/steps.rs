@@ -1,21 +1,20 @@
-//! Steps that a run consists of: train a block, fit an edit, answer prompts.
+//! Steps that a run consists of, wherever they are computed: train a block, fit an edit.
 
 use std::time::Instant;
 
+use candle_core::Tensor;
 use immunise::attack::form::Form;
 use immunise::attack::learned::{Fit, fit};
 use immunise::attack::{AttackData, Pair as Example};
-use immunise::checkpoint::Checkpoint;
 use immunise::defence::trainable::Trainable;
 use immunise::intervention::Positions;
 use immunise::math::seed::Stream;
-use immunise::model::generate::{Greedy, generate};
 use immunise::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
 use immunise::model::{Blueprint, Decoder, TokenBatch};
 use serde_json::{Value, json};
 
-use crate::pair::{Outcome, Pair, Peer};
-use crate::shape::{noise, random, smollm2, tokens, write};
+use crate::pair::Outcome;
+use crate::shape::{noise, tokens};
 
 /// What the other side has to know of a model's shape.
 pub fn described(blueprint: &Blueprint) -> Value {
@@ -33,79 +32,91 @@ pub fn with(mut value: Value, more: &Value) -> Value {
     value
 }
 
-/// One step of a block's adapters: forward, backward, Adam.
-pub fn train_step() -> Outcome<Vec<Pair>> {
-    const SHAPE: (usize, usize) = (16, 64);
-    const RANK: usize = 4;
-    let blueprint = smollm2(1, 64);
-    let (rows, cols) = SHAPE;
-    let settings = with(described(&blueprint), &json!({ "batch": rows, "tokens": cols, "rank": RANK }));
-    let mut peer = Peer::start("train-step", &settings)?;
-    let width = blueprint.d_model;
-    let decoder = random(blueprint)?;
-    let trainable = Trainable::fresh(&decoder, &[0], RANK, &mut Stream::new(0, "adapters"))?;
-    let adapted = trainable.attach(&decoder)?;
-    let mut adam = AdamW::new(trainable.vars(), AdamSettings::default());
-    let batch = TokenBatch::prompts(&tokens(rows, cols, 64, "train"), 0);
-    let [h, a, m] = ["h", "a", "m"].map(|name| noise(&[rows, cols, width], name));
-    let (h, a, m) = (h?, a?, m?);
-    let mut step = || -> Outcome<f64> {
+/// One step of a block's adapters towards targets: forward, backward, Adam.
+pub struct BlockStep {
+    adapted: Decoder,
+    adam: AdamW,
+    batch: TokenBatch,
+    input: Tensor,
+    targets: [Tensor; 2],
+}
+
+impl BlockStep {
+    /// On block 0 of `decoder`, `rows` times `cols` tokens, adapters of `rank`.
+    pub fn new(decoder: &Decoder, (rows, cols): (usize, usize), rank: usize) -> Outcome<Self> {
+        let (vocab, width) = (decoder.blueprint().vocab, decoder.blueprint().d_model);
+        let trainable = Trainable::fresh(decoder, &[0], rank, &mut Stream::new(0, "adapters"))?;
+        let like = |name: &str| noise(&[rows, cols, width], name, decoder.device());
+        Ok(Self {
+            adapted: trainable.attach(decoder)?,
+            adam: AdamW::new(trainable.vars(), AdamSettings::default()),
+            batch: TokenBatch::prompts(&tokens(rows, cols, vocab, "train"), 0),
+            input: like("h")?,
+            targets: [like("a")?, like("m")?],
+        })
+    }
+
+    /// Seconds of one step.
+    pub fn run(&mut self) -> Outcome<f64> {
+        let Self { adapted, adam, batch, input, targets: [a, m] } = self;
         let start = Instant::now();
         let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
-            let (attention, mlp) = adapted.block_outputs(0, &h, &batch)?;
-            Ok(((attention - &a)?.sqr()?.mean_all()? + (mlp - &m)?.sqr()?.mean_all()?)?)
+            let (attention, mlp) = adapted.block_outputs(0, input, batch)?;
+            Ok(((attention - &*a)?.sqr()?.mean_all()? + (mlp - &*m)?.sqr()?.mean_all()?)?)
         })?;
         adam.step(&gradients, 1e-3)?;
+        input.device().synchronize()?;
         Ok(start.elapsed().as_secs_f64())
-    };
-    let what = format!("train step of a block, {rows} x {cols} tokens, rank {RANK}");
-    Ok(vec![Pair::run(what, "PyTorch eager", 30, &mut step, || peer.time())?])
+    }
 }
 
-/// A whole fit of a learned edit below some blocks.
-pub fn attack_fit() -> Outcome<Vec<Pair>> {
-    let (above, vocab, pairs, steps, batch, rank) = (6, 8192, 40, 10, 10, 2);
-    let (prompt, answer) = (24, 24);
-    let blueprint = smollm2(above, vocab);
-    let settings = json!({
-        "above": above, "pairs": pairs, "steps": steps, "batch": batch, "rank": rank, "tokens": prompt + answer,
-        "answer": answer,
-    });
-    let mut peer = Peer::start("attack-fit", &with(described(&blueprint), &settings))?;
-    let decoder = random(blueprint)?;
-    // The last two tokens of an answer are cut off by the attack itself.
-    let (prompts, answers) = (tokens(pairs, prompt, vocab, "prompts"), tokens(pairs, answer + 2, vocab, "answers"));
-    let pair = |(prompt, target)| Example { prompt, target, opening: None };
-    let data = AttackData { pairs: prompts.into_iter().zip(answers).map(pair).collect(), ..AttackData::default() };
-    let settings =
-        Fit { form: Form::Noreft, layers: vec![0], rank, steps, batch, learning_rate: 4e-3, positions: Positions::All };
-    let ours = || -> Outcome<f64> {
-        let start = Instant::now();
-        fit(&decoder, &data, pairs, &settings, None, None, &mut Stream::new(0, "fit"))?;
-        Ok(start.elapsed().as_secs_f64())
-    };
-    let what = format!("attack fit, {steps} steps of {batch} x {} tokens through {above} blocks", prompt + answer);
-    Ok(vec![Pair::run(what, "PyTorch eager", 5, ours, || peer.time())?])
+/// A whole fit of a learned edit of block 0's input, through all blocks.
+pub struct AttackFit {
+    decoder: Decoder,
+    data: AttackData,
+    settings: Fit,
+    pairs: usize,
 }
 
-/// Greedy answers to prompts of several lengths.
-pub fn generation() -> Outcome<Vec<Pair>> {
-    let (rows, new) = (16, 32);
-    let blueprint = smollm2(30, 49152);
-    let folder = tempfile::tempdir()?;
-    write(folder.path(), &blueprint, 1)?;
-    let prompts: Vec<Vec<u32>> = (0..rows)
-        .map(|row| tokens(1, 16 + 2 * row, blueprint.vocab, &format!("prompt {row}")).swap_remove(0))
-        .collect();
-    let settings = json!({ "dir": folder.path(), "prompts": &prompts, "new": new });
-    let mut peer = Peer::start("generation", &settings)?;
-    let decoder = Decoder::load(&Checkpoint::open(folder.path())?, &candle_core::Device::Cpu)?;
-    let options = Greedy { max_new_tokens: new, stop: vec![], pad: 0, batch: 16 };
-    let ours = || -> Outcome<f64> {
+impl AttackFit {
+    /// Tokens of a prompt and of the part of an answer that is trained on.
+    pub const LENGTHS: (usize, usize) = (24, 24);
+    pub const RANK: usize = 2;
+    pub const BATCH: usize = 10;
+
+    pub fn new(decoder: Decoder, pairs: usize, steps: usize) -> Self {
+        let (vocab, (prompt, answer)) = (decoder.blueprint().vocab, Self::LENGTHS);
+        // The last two tokens of an answer are cut off by the attack itself.
+        let (prompts, answers) = (tokens(pairs, prompt, vocab, "prompts"), tokens(pairs, answer + 2, vocab, "answers"));
+        let pair = |(prompt, target)| Example { prompt, target, opening: None };
+        let data = AttackData { pairs: prompts.into_iter().zip(answers).map(pair).collect(), ..AttackData::default() };
+        let settings = Fit {
+            form: Form::Noreft,
+            layers: vec![0],
+            rank: Self::RANK,
+            steps,
+            batch: Self::BATCH,
+            learning_rate: 4e-3,
+            positions: Positions::All,
+        };
+        Self { decoder, data, settings, pairs }
+    }
+
+    /// What the other side has to know.
+    pub fn described(&self) -> Value {
+        let (prompt, answer) = Self::LENGTHS;
+        let settings = json!({
+            "above": self.decoder.n_layers(), "pairs": self.pairs, "steps": self.settings.steps, "batch": Self::BATCH,
+            "rank": Self::RANK, "tokens": prompt + answer, "answer": answer,
+        });
+        with(described(self.decoder.blueprint()), &settings)
+    }
+
+    /// Seconds of one fit.
+    pub fn run(&self) -> Outcome<f64> {
         let start = Instant::now();
-        generate(&decoder, &prompts, &[], &options)?;
+        fit(&self.decoder, &self.data, self.pairs, &self.settings, None, None, &mut Stream::new(0, "fit"))?;
+        self.decoder.device().synchronize()?;
         Ok(start.elapsed().as_secs_f64())
-    };
-    let what = format!("generation, {rows} prompts of 16 to {} tokens, {new} new ones", 14 + 2 * rows);
-    Ok(vec![Pair::run(what, "transformers", 3, ours, || peer.time())?])
+    }
 }
