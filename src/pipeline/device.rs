@@ -123,11 +123,12 @@ fn free_memory() -> Option<u64> {
 /// The device that `auto`, `cpu`, `cuda` or `cuda:N` means; `auto` takes a GPU where this build and machine have one.
 ///
 /// # Errors
-/// [`Error::Usage`] for another word; [`Error::Tensor`] when the GPU cannot be opened.
+/// [`Error::Usage`] for another word; [`Error::Input`] when the GPU that is asked for cannot be opened.
 pub fn parse(text: &str) -> Result<Device> {
     match text {
         "cpu" => Ok(Device::Cpu),
-        "auto" => Ok(Device::cuda_if_available(0)?),
+        // A build for GPUs on a machine without one computes on the CPU.
+        "auto" => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
         _ => {
             let ordinal = match text.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -135,11 +136,22 @@ pub fn parse(text: &str) -> Result<Device> {
                 None => None,
             };
             match ordinal {
-                Some(ordinal) => Ok(Device::new_cuda(ordinal)?),
+                Some(ordinal) => Device::new_cuda(ordinal).map_err(|error| no_gpu(text, &error)),
                 None => Err(Error::usage(format!("expected `auto`, `cpu`, `cuda` or `cuda:N`, got `{text}`"))),
             }
         }
     }
+}
+
+fn no_gpu(text: &str, error: &candle_core::Error) -> Error {
+    let hint = if cfg!(feature = "cuda") {
+        "is the driver installed? `nvidia-smi` lists the GPUs that it sees"
+    } else {
+        "this program was built for CPUs only; docs/cuda.md says how to build it for GPUs"
+    };
+    let reason = error.to_string();
+    let reason = reason.lines().next().unwrap_or_default();
+    Error::input(format!("--device {text}"), format!("expected a GPU, got none: {reason}")).hint(hint)
 }
 
 /// `cpu`, `cuda` or `metal`.
@@ -214,5 +226,13 @@ mod tests {
             assert_eq!(parse(text).unwrap_err().exit_code(), 2, "{text}");
         }
         assert_eq!(kind(&parse("cpu").unwrap()), "cpu");
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_build_for_cpus_says_so() {
+        let error = parse("cuda:1").unwrap_err();
+        assert!(error.exit_code() == 3 && error.to_string().contains("built for CPUs"), "{error}");
+        assert_eq!(kind(&parse("auto").unwrap()), "cpu");
     }
 }
