@@ -143,6 +143,9 @@ pub struct AdversarialSpec {
     pub focus: Focus,
     /// Learned edits of all blocks at once kept warm.
     pub joint: usize,
+    /// Factors on what a learned edit adds to the stream, one drawn at every use: an attacker with a larger step size finds
+    /// larger edits than the pool does in its few steps.
+    pub amplify: Vec<f64>,
     /// Vectors that are added without any learning, taken anew from the present weights at every use.
     pub vectors: Vec<Vector>,
     /// Outer uses after which a pool edit is restarted.
@@ -178,6 +181,7 @@ impl Default for AdversarialSpec {
             pool: 2,
             focus: Focus::default(),
             joint: 0,
+            amplify: vec![1.0],
             vectors: vec![],
             restart_after: 12,
             warm_up: 4,

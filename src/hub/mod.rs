@@ -10,7 +10,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::event::Observer;
+use crate::event::{Event, Observer};
 use crate::{Error, Result};
 pub use download::Hub;
 
@@ -148,7 +148,11 @@ impl RepoId {
 pub fn resolve(reference: &str, observer: &dyn Observer) -> Result<Snapshot> {
     match folder(reference)? {
         Some(snapshot) => Ok(snapshot),
-        None => Hub::from_env().fetch(&RepoId::parse(reference)?, observer),
+        None => {
+            let id = RepoId::parse(reference)?;
+            observer.event(Event::Note(format!("there is no folder `{reference}`: taken as a model of the hub")));
+            Hub::from_env().fetch(&id, observer)
+        }
     }
 }
 

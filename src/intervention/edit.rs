@@ -218,6 +218,29 @@ impl Placed {
 }
 
 impl Placed {
+    /// The edit whose contribution to the stream is `factor` times as large, for edits that add one; others as they are.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn amplified(&self, factor: f64) -> Result<Self> {
+        Ok(match self {
+            // W2ᵀ(W1−W2)h: only the difference may grow, as the other factor says where it is written.
+            Self::LowRank { layer, w1, w2 } => {
+                Self::LowRank { layer: *layer, w1: (w2 + ((w1 - w2)? * factor)?)?, w2: w2.clone() }
+            }
+            Self::Affine { site, up, down, bias } => {
+                Self::Affine { site: *site, up: up.clone(), down: (down * factor)?, bias: (bias * factor)? }
+            }
+            Self::Add { site, vector, keep_norm } => {
+                Self::Add { site: *site, vector: (vector * factor)?, keep_norm: *keep_norm }
+            }
+            Self::Several(edits) => {
+                Self::Several(edits.iter().map(|edit| edit.amplified(factor)).collect::<Result<_>>()?)
+            }
+            other => other.clone(),
+        })
+    }
+
     /// Width of the activations that the edit acts on; absent: any.
     fn width(&self) -> Result<Option<usize>> {
         Ok(match self {
@@ -305,6 +328,24 @@ mod tests {
 
     fn values(t: &Tensor) -> Vec<f32> {
         t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn an_amplified_edit_adds_that_many_times_as_much() {
+        let x = Tensor::from_vec(vec![1_f32, -2.0, 0.5, 3.0], (1, 2, 2), &Device::Cpu).unwrap();
+        let site = Site::new(1, Point::ResidPre);
+        let edits = [
+            Edit::LowRank { layer: 1, rank: 1, w1: vec![0.3, -0.1], w2: vec![0.2, 0.4] },
+            Edit::Affine { site, rank: 1, up: vec![1.0, 0.0], down: vec![0.5, 0.5], bias: vec![0.25] },
+            Edit::Add { site, vector: vec![1.0, -1.0], keep_norm: false },
+        ];
+        for edit in edits {
+            let edit = edit.place(&Device::Cpu).unwrap();
+            let added = |edit: &Placed| (edit.apply(site, &x).unwrap() - &x).unwrap().flatten_all().unwrap();
+            let (once, thrice) = (added(&edit), added(&edit.amplified(3.0).unwrap()));
+            let (once, thrice) = (once.to_vec1::<f32>().unwrap(), thrice.to_vec1::<f32>().unwrap());
+            assert!(once.iter().zip(&thrice).all(|(a, b)| (3.0 * a - b).abs() < 1e-5), "{once:?} {thrice:?}");
+        }
     }
 
     #[test]

@@ -179,7 +179,13 @@ impl Member {
         let first = layers.iter().copied().min().unwrap_or(0);
         let prefix = Prefix::new(decoder, first, &pairs, data.pad)?;
         match kind {
-            Kind::Learned(learned) => learned.improve(spec, decoder, &prefix, layers, stream),
+            Kind::Learned(learned) => {
+                let edit = learned.improve(spec, decoder, &prefix, layers, stream)?;
+                match spec.amplify.as_slice() {
+                    [] | [1.0] => Ok(edit),
+                    factors => edit.amplified(factors[stream.below(factors.len())]),
+                }
+            }
             Kind::Vector(vector) => strongest(*vector, layers, decoder, data, &prefix, stream),
         }
     }

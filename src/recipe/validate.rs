@@ -383,6 +383,9 @@ impl Checked for AdversarialSpec {
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
         problems.within(at, "begun", self.begun, 1.0);
         rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
+        for (i, &factor) in self.amplify.iter().enumerate() {
+            problems.positive(&join(at, "amplify"), &i.to_string(), factor, 100.0);
+        }
         if self.ranks.is_empty() {
             problems.add(join(at, "ranks"), "expected one rank at least, got an empty list");
         }
