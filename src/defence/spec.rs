@@ -188,8 +188,8 @@ impl Default for AdversarialSpec {
             edits_per_step: 2,
             batch: 16,
             anchor_batch: 24,
-            kl_weight: 4.0,
-            begun: 0.5,
+            kl_weight: 20.0,
+            begun: 0.25,
             starts_from_base: true,
             openings: vec![],
         }
