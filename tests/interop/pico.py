@@ -38,6 +38,16 @@ NOISE = {
     "id2label", "label2id", "problem_type", "use_cache", "initializer_range",
 }
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+LLAMA3_RULE = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}
+YARN_RULE = {"factor": 4.0, "original_max_position_embeddings": 16}
+LONG_RULE = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.2, 2.0, 3.5, 7.0]}
+
+
+def plain(theta):
+    return {"rope_type": "default", "rope_theta": theta}
+
 
 FAMILIES = {
     "gemma2": dict(
@@ -45,45 +55,58 @@ FAMILIES = {
     ),
     "gemma3_text": dict(
         head_dim=8, sliding_window=5, query_pre_attn_scalar=6, layer_types=[LOCAL, GLOBAL, LOCAL],
-        rope_parameters={GLOBAL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, LOCAL: {"rope_type": "default", "rope_theta": 1e4}},
+        rope_parameters={GLOBAL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}, LOCAL: plain(1e4)},
     ),
-    "granite": dict(embedding_multiplier=3.0, attention_multiplier=0.25, residual_multiplier=0.4, logits_scaling=2.5, attention_bias=True),
+    "granite": dict(
+        embedding_multiplier=3.0, attention_multiplier=0.25, residual_multiplier=0.4, logits_scaling=2.5,
+        attention_bias=True,
+    ),
     "llama": dict(
         head_dim=8, attention_bias=True, mlp_bias=True,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+        rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3_RULE},
     ),
     "mistral": dict(head_dim=8, sliding_window=5),
-    "olmo2": dict(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+    "olmo2": dict(rope_parameters=plain(5e5)),
     "olmo3": dict(
         sliding_window=5, layer_types=[LOCAL, GLOBAL, LOCAL],
-        rope_parameters={GLOBAL: {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 1.2}, LOCAL: {"rope_type": "default", "rope_theta": 5e5}},
+        rope_parameters={
+            GLOBAL: {"rope_type": "yarn", "rope_theta": 5e5, **YARN_RULE, "attention_factor": 1.2},
+            LOCAL: plain(5e5),
+        },
     ),
     "phi3": dict(
         hidden_size=32, sliding_window=7, original_max_position_embeddings=6, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75, "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.2, 2.0, 3.5]},
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.2, 2.0, 3.5],
+        },
     ),
     "qwen2": dict(
         tie_word_embeddings=True, use_sliding_window=True, sliding_window=5, max_window_layers=2,
-        rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 16},
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1e6, **YARN_RULE},
     ),
-    "qwen3": dict(head_dim=8, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
-    "smollm3": dict(no_rope_layers=[1, 0, 1], rope_parameters={"rope_type": "default", "rope_theta": 5e6}),
-    "stablelm": dict(hidden_size=32, use_qkv_bias=True, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}),
+    "qwen3": dict(head_dim=8, tie_word_embeddings=True, rope_parameters=plain(1e6)),
+    "smollm3": dict(no_rope_layers=[1, 0, 1], rope_parameters=plain(5e6)),
+    "stablelm": dict(
+        hidden_size=32, use_qkv_bias=True, tie_word_embeddings=True,
+        rope_parameters={**plain(1e4), "partial_rotary_factor": 0.25},
+    ),
 }
 
 ROPES = {
     "linear": {"factor": 4.0},
     "dynamic": {"factor": 4.0},
-    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
-    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
-    "yarn-scaled": {"factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False, "beta_fast": 8.0},
-    "longrope": {"original_max_position_embeddings": 32, "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.2, 2.0, 3.5, 7.0]},
-    "longrope-beyond": {"original_max_position_embeddings": 12, "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.2, 2.0, 3.5, 7.0]},
+    "llama3": LLAMA3_RULE,
+    "yarn": YARN_RULE,
+    "yarn-scaled": {**YARN_RULE, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False, "beta_fast": 8.0},
+    "longrope": {"original_max_position_embeddings": 32, **LONG_RULE},
+    "longrope-beyond": {"original_max_position_embeddings": 12, **LONG_RULE},
 }
 
 TOKENIZER_OF = {
     "llama": "bytes", "granite": "bytes", "olmo2": "bytes", "olmo3": "bytes", "smollm3": "bytes", "stablelm": "bytes",
-    "qwen2": "composed", "qwen3": "composed", "mistral": "prefixed", "phi3": "prefixed", "gemma2": "pieces", "gemma3_text": "pieces",
+    "qwen2": "composed", "qwen3": "composed", "mistral": "prefixed", "phi3": "prefixed",
+    "gemma2": "pieces", "gemma3_text": "pieces",
 }
 
 # ChatML as several families have it, with a system turn that stands first.
@@ -281,7 +304,7 @@ def piece_level(prefixed, tokens, bos, eos):
     # The rest falls back to bytes; a limit on the alphabet instead would break ties differently in every run.
     kept = [c for c in CORPUS if c.isascii() or c in "ßéабосн世日。"]
     text = ("▁" if prefixed else "") + "".join(kept).replace(" ", "▁")
-    learner.pre_tokenizer = pre_tokenizers.Split(Regex("[^▁\n]*"), "merged_with_next") if not prefixed else pre_tokenizers.Split("▁", "merged_with_next")
+    learner.pre_tokenizer = pre_tokenizers.Split("▁" if prefixed else Regex("[^▁\n]*"), "merged_with_next")
     trainer = trainers.BpeTrainer(vocab_size=VOCAB - 256 - len(tokens), show_progress=False)
     learner.train_from_iterator([text], trainer)
     learned = json.loads(learner.to_str())["model"]
@@ -392,7 +415,8 @@ def activations(model, family, rows):
         after = hasattr(layer, "post_feedforward_layernorm")
         attention_end = layer.post_attention_layernorm if after else layer.self_attn
         mlp_end = layer.post_feedforward_layernorm if after else layer.mlp
-        middle = layer.pre_feedforward_layernorm if hasattr(layer, "pre_feedforward_layernorm") else layer.mlp if after else layer.post_attention_layernorm
+        before_mlp = layer.mlp if after else layer.post_attention_layernorm
+        middle = getattr(layer, "pre_feedforward_layernorm", before_mlp)
         handles += [
             layer.register_forward_pre_hook(keep_input(site + "resid_pre"), with_kwargs=True),
             layer.self_attn.o_proj.register_forward_pre_hook(keep_input(site + "z"), with_kwargs=True),
@@ -416,7 +440,8 @@ def answers(model, prompts):
     def run(rows):
         ids, mask, _ = padded(rows)
         with torch.no_grad():
-            out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=14, eos_token_id=None, pad_token_id=0)
+            out = model.generate(
+                ids, attention_mask=mask, do_sample=False, max_new_tokens=14, eos_token_id=None, pad_token_id=0)
         return out[:, ids.shape[1]:].tolist()
     together, alone = run(prompts), [run([prompt])[0] for prompt in prompts]
     assert together == alone, "transformers' own answers depend on the padding"
