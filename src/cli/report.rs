@@ -9,7 +9,7 @@ use super::arguments;
 use super::attack::write_report;
 use super::harden::show_report;
 use super::render::Screen;
-use crate::report::{Report, Thresholds, html, junit, merge, sarif, text};
+use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, text};
 use crate::{Error, Result};
 
 /// Join the parts of a sharded measurement, or show a report in another form.
@@ -35,6 +35,12 @@ enum Command {
         /// Write report.json and report.html into this folder.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+    },
+    /// Print several reports of one base side by side, as Markdown: attacks by method, and what each method costs.
+    Compare {
+        /// Reports with the name of their column: report.json files, or the folders that hold them.
+        #[arg(required = true, value_name = "NAME=REPORT", value_parser = named)]
+        reports: Vec<(String, PathBuf)>,
     },
     /// Print a report as text, HTML, JUnit XML or SARIF.
     Show {
@@ -71,6 +77,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             // Without thresholds there is nothing to fail.
             Ok(if policy.is_some() { whole.verdict.exit_code() } else { 0 })
         }
+        Command::Compare { reports } => {
+            let reports = reports.iter().map(|(name, path)| Ok((name.clone(), read(path)?)));
+            screen.out(&compare::markdown(&reports.collect::<Result<Vec<_>>>()?));
+            Ok(0)
+        }
         Command::Show { report, form } => {
             let report = read(report)?;
             screen.out(&match form {
@@ -82,6 +93,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn named(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text.split_once('=').ok_or("expected `NAME=REPORT`, such as `et=out-et`")?;
+    Ok((name.to_owned(), PathBuf::from(path)))
 }
 
 fn read(path: &Path) -> Result<Report> {

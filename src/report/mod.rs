@@ -8,6 +8,7 @@
 pub mod approved;
 pub mod card;
 mod card_front;
+pub mod compare;
 pub mod group;
 pub mod html;
 mod html_chart;

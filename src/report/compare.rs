@@ -1,0 +1,100 @@
+//! Several reports of one base side by side, as Markdown: what each method does to each attack, and what it costs.
+//!
+//! A cell lists the blocks in their order; every value carries the upper end of its 95% interval, because that is what a
+//! claim of robustness has to bear.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::schema::{AttackRow, Outcome, Report};
+use super::wording::ranges;
+
+/// Renders `reports`, each with the name of its method.
+#[must_use]
+pub fn markdown(reports: &[(String, Report)]) -> String {
+    let names: Vec<&str> = reports.iter().map(|(name, _)| name.as_str()).collect();
+    let rule = "|---".repeat(names.len());
+    let mut out =
+        format!("| attack | blocks | fitted on | un-hardened | {} |\n|---|---|---|---{rule}|\n", names.join(" | "));
+    for key in keys(reports) {
+        let all: Vec<Vec<&AttackRow>> = reports.iter().map(|(_, report)| rows(report, &key)).collect();
+        let Some(first) = all.iter().find(|rows| !rows.is_empty()) else { continue };
+        let mut layers: Vec<usize> = first.iter().flat_map(|row| row.layers.iter().copied()).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let base: Vec<Option<&Outcome>> = first.iter().map(|row| row.base.as_ref()).collect();
+        let _ = write!(out, "| {} | {} | {} | {} |", key.0, ranges(&layers), key.1, outcomes(&base));
+        for rows in &all {
+            let hardened: Vec<Option<&Outcome>> = rows.iter().map(|row| Some(&row.hardened)).collect();
+            let _ = write!(out, " {} |", outcomes(&hardened));
+        }
+        out.push('\n');
+    }
+    let _ = write!(out, "\n| without an attack | un-hardened | {} |\n|---|---{rule}|\n", names.join(" | "));
+    let mut tasks: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (at, (_, report)) in reports.iter().enumerate() {
+        for row in &report.utility {
+            let cells = tasks.entry(&row.task).or_insert_with(|| vec![String::new(); reports.len() + 1]);
+            if let Some(base) = &row.base {
+                cells[0] = row.amount(base.value);
+            }
+            cells[at + 1] = match &row.delta {
+                Some(delta) => {
+                    format!("{} ({} to {})", row.change(delta.value), row.bare_end(delta.low), row.bare_end(delta.high))
+                }
+                None => row.amount(row.hardened.value),
+            };
+        }
+    }
+    for (task, cells) in tasks {
+        let _ = writeln!(out, "| {task} | {} |", cells.join(" | "));
+    }
+    out
+}
+
+/// Name and knowledge of every row of any report, controls last, in the order in which they first come.
+fn keys(reports: &[(String, Report)]) -> Vec<(String, &'static str)> {
+    let mut keys = Vec::new();
+    let rows = reports.iter().flat_map(|(_, report)| &report.attacks);
+    for row in rows.chain(reports.iter().flat_map(|(_, report)| &report.controls)) {
+        let key = (row.name.clone(), row.knowledge());
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+    keys
+}
+
+fn rows<'a>(report: &'a Report, key: &(String, &'static str)) -> Vec<&'a AttackRow> {
+    let all = report.attacks.iter().chain(&report.controls);
+    all.filter(|row| row.name == key.0 && row.knowledge() == key.1).collect()
+}
+
+fn outcomes(outcomes: &[Option<&Outcome>]) -> String {
+    let cell = |outcome: &Option<&Outcome>| match outcome {
+        Some(outcome) => format!("{:.2} (≤ {:.2})", outcome.asr, outcome.high),
+        None => "–".into(),
+    };
+    if outcomes.is_empty() { "–".into() } else { outcomes.iter().map(cell).collect::<Vec<_>>().join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample;
+
+    #[test]
+    fn methods_stand_side_by_side_and_what_one_lacks_is_a_dash() {
+        let report = sample::report();
+        let mut other = report.clone();
+        other.attacks.clear();
+        let text = markdown(&[("a".into(), report.clone()), ("b".into(), other)]);
+        let row = &report.attacks[0];
+        let line = text.lines().find(|line| line.contains(&row.name) && line.contains(row.knowledge())).unwrap();
+        assert!(line.contains(&format!("{:.2} (≤ {:.2})", row.hardened.asr, row.hardened.high)), "{line}");
+        assert!(line.trim_end().ends_with("– |"), "{line}");
+        assert!(text.contains(&report.utility[0].task), "{text}");
+        let widths: Vec<usize> = text.lines().take(3).map(|line| line.matches('|').count()).collect();
+        assert!(widths.iter().all(|n| *n == widths[0]), "{text}");
+    }
+}
