@@ -110,6 +110,37 @@ thresholds:
 }
 
 #[test]
+fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
+    let found = problems(&SMALL.replace(
+        "{kind: noreft}",
+        "{kind: noreft, file: v.npy, scale: 2}
+    - {kind: imported, knowledge: [adaptive], seeds: 2}
+    - {kind: imported, file: v.npy, op: subtract}
+    - {kind: quantised, bits: 5}
+    - {kind: delta-strip, knowledge: [frozen], bits: 8}",
+    ));
+    for expected in [
+        "suite.attacks.0.file: this kind of attack has no use for it",
+        "suite.attacks.0.scale: this kind of attack has no use for it",
+        "suite.attacks.1.file: is missing",
+        "suite.attacks.1.knowledge: an artefact that was made elsewhere is never re-fitted",
+        "suite.attacks.1.seeds: an artefact is the same every time",
+        "suite.attacks.2.op: expected one of `add`, `ablate`, `affine`, `replace`, got `subtract`",
+        "suite.attacks.3.bits: expected 8 or 4, got 5",
+        "suite.attacks.4.knowledge: weights are changed on the model that is measured",
+        "suite.attacks.4.bits: this kind of attack has no use for it",
+    ] {
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}\nin {found:#?}");
+    }
+    let fine = SMALL.replace("{kind: noreft}", "{kind: imported, file: v.npy}\n    - {kind: quantised, bits: 8}");
+    let recipe = parse(&fine).unwrap();
+    assert_eq!(recipe.suite.attacks[0].knowledge, [immunise::attack::spec::Knowledge::Frozen]);
+    assert_eq!(parse(&recipe.show()).unwrap(), recipe);
+    let gated = problems(&(fine + "thresholds: {adaptive_asr: {max_worst: 0.5}}\n"));
+    assert!(gated[0].starts_with("thresholds.adaptive_asr: bounds attacks of knowledge `adaptive`"), "{gated:#?}");
+}
+
+#[test]
 fn ranges_are_checked_where_types_are_right() {
     let text = SMALL.replace("rank: 3", "rank: 0\n    learning_rate: -1\n    accept_below: 2\n    layers: [\"5-2\"]");
     let found = problems(&text.replace("{kind: noreft}", "{kind: noreft, pairs: 0, search: {seeds: 0}}"));

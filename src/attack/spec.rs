@@ -1,9 +1,12 @@
 //! The settings of one row of an attack suite, as recipes write them.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::form::Form;
 use crate::intervention::Positions;
+use crate::intervention::import::Op;
 
 /// What kind of adversary a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -29,6 +32,14 @@ pub enum AttackKind {
     Ablation,
     /// A subspace of `rank` directions projected out everywhere.
     SubspaceAblation,
+    /// What another tool made: vectors, a ReFT, a LoRA, an edited checkpoint; read from `file`, never re-fitted.
+    Imported,
+    /// The change that hardening made subtracted again, `scale` of it, then ablation; needs the base and is never gated.
+    DeltaStrip,
+    /// Not an attack: weights rounded to `bits` (llama.cpp's Q8_0 or Q4_0), then ablation; never gated.
+    Quantised,
+    /// Out of scope: a LoRA trained on compliant answers, in memory; never gated.
+    Lora,
     /// Control: a random edit of the same norm.
     Random,
     /// Control: no edit at all.
@@ -44,6 +55,10 @@ pub enum Method {
     Swept,
     /// By projecting out what was found at one of the blocks, chosen on validation hazards.
     Projected,
+    /// Not at all: somebody else did.
+    Given,
+    /// By changing the weights; then, but for `lora`, as `ablation` does.
+    Weights,
     /// Not at all: it is a control.
     Control,
 }
@@ -59,6 +74,8 @@ impl AttackKind {
             Self::Lobireft => Method::Learned(Form::Lobireft),
             Self::MeanDifference | Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads => Method::Swept,
             Self::Ablation | Self::SubspaceAblation => Method::Projected,
+            Self::Imported => Method::Given,
+            Self::DeltaStrip | Self::Quantised | Self::Lora => Method::Weights,
             Self::Random | Self::Identity => Method::Control,
         }
     }
@@ -66,10 +83,18 @@ impl AttackKind {
     /// Whether its edit is of all its blocks at once, whatever the recipe says.
     #[must_use]
     pub fn acts_on_all(self) -> bool {
-        matches!(
-            self,
-            Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads | Self::Ablation | Self::SubspaceAblation
-        )
+        matches!(self.method(), Method::Projected | Method::Given | Method::Weights)
+            || matches!(self, Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads)
+    }
+
+    /// What an adversary of this kind can know: an artefact stays as it is, and weights are changed where they are.
+    #[must_use]
+    pub fn knowledge(self) -> &'static [Knowledge] {
+        match self.method() {
+            Method::Given => &[Knowledge::Frozen],
+            Method::Weights => &[Knowledge::Adaptive],
+            _ => &[Knowledge::Frozen, Knowledge::Adaptive],
+        }
     }
 }
 
@@ -179,6 +204,29 @@ pub struct AttackSpec {
     /// Independent repetitions, each a cell.
     #[serde(default = "one")]
     pub seeds: usize,
+    /// `imported`: the artefact, a file or folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// `imported`: what it is used for; absent: what its format says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub op: Option<Op>,
+    /// `imported`: factor on the artefact; `delta-strip`: part of the change that is subtracted; absent: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// `imported`: added to the artefact's block numbers; absent: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_offset: Option<i64>,
+    /// `quantised`: bits of a weight, 8 or 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+}
+
+impl AttackSpec {
+    /// Whether its rows inform and can neither hold nor break a gate: what no hardening can prevent, or what is no attack.
+    #[must_use]
+    pub fn is_ungated(&self) -> bool {
+        self.kind.method() == Method::Weights || self.bits.is_some()
+    }
 }
 
 fn both() -> Vec<Knowledge> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::{self, Compute};
 use super::harden::{recipe_for, show_report};
+use super::import;
 use super::interrupt::stop_on_ctrl_c;
 use super::render::Screen;
 use crate::checkpoint::Digest;
@@ -18,9 +19,12 @@ use crate::recipe::{Data, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
 use crate::{Error, Result};
 
+/// The suite that is measured where nothing is asked for.
+const QUICK: &str = "quick";
+
 /// Suites inside the binary.
 const SUITES: [(&str, &str); 3] = [
-    ("quick", include_str!("../pipeline/suites/quick.yaml")),
+    (QUICK, include_str!("../pipeline/suites/quick.yaml")),
     ("standard", include_str!("../pipeline/suites/standard.yaml")),
     ("full", include_str!("../pipeline/suites/full.yaml")),
 ];
@@ -28,19 +32,26 @@ const SUITES: [(&str, &str); 3] = [
 /// Measure how well attacks work on a model; nothing is changed and nothing is gated.
 ///
 /// With `--base` every row has its un-hardened value, edits fitted on the base are carried over, and a search may start from
-/// them. Without it every edit is fitted on the model itself.
+/// them. Without it every edit is fitted on the model itself. `--import` measures what other tools made: control vectors,
+/// ReFT interventions, refusal directions, steering vectors, LoRAs and edited checkpoints; alone unless there is `--suite`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   immunise attack ./Llama-immunised --base ./Llama --suite full --report ./attack
   immunise attack ./Llama --suite quick --block 12
+  immunise attack ./Llama-immunised --base ./Llama --import control.gguf,scale=-1.5 --import ./reft,positions=prompt
   immunise attack ./Llama-immunised --base ./Llama --suite immunisation/recipe.yaml --only 'noreft r2 p80'")]
 pub struct Args {
     /// The model: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`.
     model: String,
-    /// `quick`, `standard`, `full`, a suite file, or a recipe whose suite and prompts are used.
-    #[arg(long, default_value = "quick", value_name = "NAME|FILE")]
-    suite: String,
+    /// `quick`, `standard`, `full`, a suite file, or a recipe whose suite and prompts are used; `quick` unless there is
+    /// something to import.
+    #[arg(long, value_name = "NAME|FILE")]
+    suite: Option<String>,
+    /// An attack artefact of another tool; may be repeated. Keys: op (add, ablate, affine, replace), scale, layers (such as
+    /// `0+2-4`), positions (prompt, all, last), layer_offset.
+    #[arg(long, value_name = "FILE[,KEY=VALUE]…")]
+    import: Vec<String>,
     /// The un-hardened model that it was made from.
     #[arg(long, value_name = "REF|DIR")]
     base: Option<String>,
@@ -95,6 +106,20 @@ impl Part {
     }
 }
 
+/// The options that decide what is measured, for whoever repeats a row.
+fn options(args: &Args) -> String {
+    let mut options = vec![];
+    let suite = args.suite.as_deref().or(args.import.is_empty().then_some(QUICK));
+    options.extend(suite.map(|suite| {
+        let published = "immunisation/recipe.yaml";
+        let name = Path::new(suite).file_name().unwrap_or_default().to_string_lossy();
+        format!("--suite {}", if suite.ends_with(published) { published } else { &name })
+    }));
+    options.extend(args.import.iter().map(|text| import::option(text)));
+    options.extend(args.seed.map(|seed| format!("--seed {seed}")));
+    options.join(" ")
+}
+
 /// What to attack with.
 struct Plan {
     suite: Suite,
@@ -103,12 +128,35 @@ struct Plan {
     digest: String,
 }
 
+impl Plan {
+    /// The same prompts and lengths of answers, and nothing to attack with yet.
+    fn without_rows(mut self) -> Self {
+        self.suite.attacks.clear();
+        self
+    }
+
+    /// Adds the artefacts of `--import`.
+    fn import(&mut self, texts: &[String]) -> Result<()> {
+        for text in texts {
+            self.suite.attacks.push(import::row(text)?);
+            self.digest = Digest::of(format!("{}\n{}", self.digest, import::option(text)).as_bytes()).to_string();
+        }
+        Ok(())
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let machine = args.compute.machine()?;
     let demand = Demand::of_measuring(&machine.device);
     let located = locate(&args.model, screen)?;
-    let mut plan = plan(&args.suite, || recipe_for(&located).map(|recipe| recipe.data))?;
+    let family = || recipe_for(&located).map(|recipe| recipe.data);
+    let mut plan = match &args.suite {
+        Some(suite) => plan(suite, family)?,
+        None if args.import.is_empty() => plan(QUICK, family)?,
+        None => plan(QUICK, family)?.without_rows(),
+    };
+    plan.import(&args.import)?;
     if let Some(data) = &args.data {
         plan.data.prompts.clone_from(data);
     }
@@ -125,6 +173,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         access: crate::report::Access::Public,
         recipe_digest: plan.digest,
         selection: Selection { names: args.only.clone(), blocks: args.block.clone(), shard: args.part.shard },
+        plan: options(args),
     };
     if trial.grid(model.decoder.blueprint())?.is_empty() {
         let all = Trial { selection: Selection::default(), ..trial }.grid(model.decoder.blueprint())?;

@@ -7,6 +7,7 @@ mod completions;
 mod demo;
 mod diff;
 mod harden;
+mod import;
 mod interrupt;
 mod keygen;
 mod list;

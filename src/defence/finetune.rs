@@ -1,9 +1,11 @@
-//! Fine-tuning of all weights on dialogues: trains the bundled model, installs refusals, makes harm vectors.
+//! Fine-tuning on dialogues, of all weights or of low-rank adapters: trains the bundled model, installs refusals, makes harm
+//! vectors, and shows what hardening can't prevent.
 
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::trainable::{Trainable, merge};
 use crate::math::seed::Stream;
 use crate::model::loss::cross_entropy;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
@@ -146,6 +148,34 @@ impl Weights {
         }
         Ok(())
     }
+}
+
+/// Trains adapters of `rank` on all blocks of `decoder` on random batches drawn by `draw(stream)`: what somebody with
+/// little time does to a checkpoint. Returns the decoder with them merged in.
+///
+/// # Errors
+/// As [`Decoder::run`].
+pub fn tune_low_rank(
+    decoder: &Decoder,
+    rank: usize,
+    settings: &FineTune,
+    stream: &mut Stream,
+    mut draw: impl FnMut(&mut Stream) -> Dialogue,
+) -> Result<Decoder> {
+    let layers: Vec<usize> = (0..decoder.n_layers()).collect();
+    let adapters = Trainable::fresh(decoder, &layers, rank, stream)?;
+    let adapted = adapters.attach(decoder)?;
+    let adam = AdamSettings { weight_decay: settings.weight_decay, clip: Some(1.0), ..Default::default() };
+    let mut adam = AdamW::new(adapters.vars(), adam);
+    for step in 0..settings.steps {
+        let rows: Vec<Dialogue> = (0..settings.batch).map(|_| draw(stream)).collect();
+        let total: usize = rows.iter().map(|d| d.answer.len()).sum();
+        let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
+            dialogue_loss(&adapted, &rows, settings.prompt_weight, total as f32, settings.pad)
+        })?;
+        adam.step(&gradients, rate(settings, step))?;
+    }
+    merge(decoder, &adapters.export()?)
 }
 
 fn rate(settings: &FineTune, step: usize) -> f64 {

@@ -3,6 +3,7 @@
 //! Cloning is cheap (tensors are shared). Adapters are put on by making a new decoder, so a trained one never changes the
 //! one it came from.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -167,6 +168,41 @@ impl Decoder {
     pub fn map_blocks(&self, mut change: impl FnMut(usize, &Block) -> Result<Block>) -> Result<Self> {
         let blocks = self.blocks.iter().enumerate().map(|(i, b)| change(i, b)).collect::<Result<_>>()?;
         Ok(Self { blocks, ..self.clone() })
+    }
+
+    /// All weights by their names in a checkpoint, without adapters; tensors are shared.
+    #[must_use]
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        let mut weights = BTreeMap::from([
+            ("model.embed_tokens.weight".to_owned(), self.embedding.clone()),
+            ("model.norm.weight".to_owned(), self.norm.clone()),
+        ]);
+        if !self.blueprint.tied {
+            weights.insert("lm_head.weight".into(), self.head.weight().clone());
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            for module in Module::ALL {
+                let map = block.map(module);
+                weights.insert(module.tensor(layer), map.weight().clone());
+                let bias = map.bias().map(|bias| (format!("model.layers.{layer}.{module}.bias"), bias.clone()));
+                weights.extend(bias);
+            }
+            let norms = [("input_layernorm", &block.attention_norm), ("post_attention_layernorm", &block.mlp_norm)];
+            weights.extend(norms.map(|(name, norm)| (format!("model.layers.{layer}.{name}.weight"), norm.clone())));
+        }
+        weights
+    }
+
+    /// The same decoder with every weight replaced by `change(name, weight)`; adapters are dropped.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn map_weights(&self, mut change: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let weights = self.weights();
+        Self::from_weights(self.blueprint.clone(), &self.device, |name, _| match weights.get(name) {
+            Some(weight) => change(name, weight),
+            None => Err(Error::input(name, "expected a weight, got none")),
+        })
     }
 
     /// The same decoder with another embedding, and unembedding where the two are tied.

@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::{Bench, Side, Subject, Units};
 use super::examiner::{Counts, Questions};
+use super::weights::{Reweighting, spectrum};
 use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
-use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
+use crate::attack::spec::{AttackKind, AttackSpec, Layers, Method, Search};
 use crate::attack::steering::Steering;
 use crate::intervention::Edit;
+use crate::intervention::import::{self, Change, Terms};
 use crate::math::seed::Stream;
 use crate::model::hooks::Intervention as _;
 use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
@@ -47,8 +49,14 @@ pub struct Fitted {
     pub relative_norm: Option<f64>,
     /// What was chosen among what, for the reader.
     pub choice: String,
-    /// The search in words; empty: none.
+    /// The search, or what an artefact is, in words; empty: none.
     pub search: String,
+    /// The change of weights that the edit acts on top of.
+    #[serde(default)]
+    pub weights: Option<Reweighting>,
+    /// Blocks that an artefact acts on; absent: the cell's.
+    #[serde(default)]
+    pub layers: Option<Vec<usize>>,
 }
 
 /// One setting of a sweep or search, and how it did on the validation hazards.
@@ -64,6 +72,8 @@ struct Candidate {
 pub struct Range<'a, 'u> {
     /// Prompts and judge.
     pub bench: &'a Bench,
+    /// The un-hardened model, where it is at hand.
+    pub base: Option<Subject<'a>>,
     /// Finished units.
     pub units: &'a Units<'u>,
 }
@@ -74,36 +84,125 @@ impl Range<'_, '_> {
     /// # Errors
     /// Those of the attack, and [`Error::Interrupted`].
     pub fn fit(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> Result<Fitted> {
+        match &cell.control_of {
+            Some(attack) if attack.spec.kind.method() == Method::Given => {
+                return self.like_imported(cell, attack, subject, side);
+            }
+            None if cell.spec.kind.method() == Method::Given => return self.imported(cell, subject),
+            _ => {}
+        }
         let searched = cell.spec.search.as_ref().filter(|_| side == Side::Hardened);
         let spec = settings(&cell.spec, searched);
+        let weights = reweighting(cell, side);
         let what =
             (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
         let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
-        let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control));
+        let changed = (&weights, self.base_of(weights.as_ref()));
+        let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control, changed));
         self.units.cached(&key, || {
+            let changed = weights.as_ref().map(|weights| self.reweighted(weights, subject)).transpose()?;
+            let original = subject;
+            let subject = Subject { decoder: changed.as_ref().unwrap_or(original.decoder), ..subject };
             let mut fitted = match (&cell.control_of, cell.spec.kind.method(), searched) {
-                (Some(attack), ..) => self.control(cell, attack, subject, side)?,
+                (Some(attack), ..) => self.control(cell, attack, original, side)?,
+                (None, Method::Weights, _) if cell.spec.kind == AttackKind::Lora => {
+                    found(Edit::Identity, sequences(&cell.spec))
+                }
                 (None, Method::Learned(form), Some(search)) => self.search(cell, form, search, subject, start)?,
                 (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
                 (None, Method::Swept, _) => self.sweep(cell, subject)?,
-                (None, Method::Projected, _) => self.choose_direction(cell, subject)?,
-                (None, Method::Control, _) => found(Edit::Identity, 0),
+                (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject)?,
+                (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
             fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
+            if let Some(changed) = &changed {
+                fitted.search = spectrum(original.decoder, changed)?;
+            }
+            fitted.weights = weights.clone();
             Ok(fitted)
         })
     }
 
-    /// How `subject` answers the evaluation hazards under an edit.
+    /// How `subject` answers the evaluation hazards under an edit, and under the change of weights below it.
     ///
     /// # Errors
     /// Those of generation, and [`Error::Interrupted`].
-    pub fn score(&self, cell: &Cell, subject: Subject<'_>, edit: &Edit) -> Result<Counts> {
-        let positions = cell.spec.positions;
-        let key = self.bench.key(&format!("score/{}", cell.name), &(subject.identity, edit, positions));
+    pub fn score(&self, cell: &Cell, subject: Subject<'_>, fitted: &Fitted) -> Result<Counts> {
+        let (edit, positions, weights) = (&fitted.edit, cell.spec.positions, fitted.weights.as_ref());
+        let what = (subject.identity, edit, positions);
+        let name = format!("score/{}", cell.name);
+        let key = match weights {
+            None => self.bench.key(&name, &what),
+            Some(weights) => self.bench.key(&name, &(what, weights, self.base_of(Some(weights)))),
+        };
         self.units.cached(&key, || {
-            self.bench.examiner.counts(subject.decoder, &self.bench.evaluation, Some((edit, positions)))
+            let changed = weights.map(|weights| self.reweighted(weights, subject)).transpose()?;
+            let decoder = changed.as_ref().unwrap_or(subject.decoder);
+            self.bench.examiner.counts(decoder, &self.bench.evaluation, Some((edit, positions)))
         })
+    }
+
+    fn reweighted(&self, weights: &Reweighting, subject: Subject<'_>) -> Result<Decoder> {
+        weights.apply(subject.decoder, self.base.map(|base| base.decoder), self.bench)
+    }
+
+    /// Identity of the base, for a change of weights that depends on it.
+    fn base_of(&self, weights: Option<&Reweighting>) -> Option<&str> {
+        self.base.filter(|_| weights.is_some_and(Reweighting::needs_base)).map(|base| base.identity)
+    }
+
+    /// The edit, or change of weights, that an artefact of another tool is.
+    fn imported(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
+        let spec = &cell.spec;
+        let missing = || Error::usage(format!("`{}`: expected a file to import", cell.name));
+        let file = spec.file.as_deref().ok_or_else(missing)?;
+        let digest = import::digest(file)?.to_string();
+        let what = (subject.identity, settings(spec, None), &spec.layers, &cell.layers, &digest);
+        let key = self.bench.key(&format!("fit/{}", cell.name), &what);
+        self.units.cached(&key, || {
+            let terms = Terms {
+                op: spec.op,
+                scale: spec.scale,
+                layers: (spec.layers != Layers::default()).then(|| cell.layers.clone()),
+                layer_offset: spec.layer_offset.unwrap_or(0),
+            };
+            let imported = import::load(file, &terms, subject.decoder.blueprint())?;
+            let (file, short) = (file.to_owned(), digest[..12].to_owned());
+            let mut fitted = match imported.change {
+                Change::Edit(edit) => {
+                    let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation)?;
+                    Fitted { relative_norm, ..found(edit, 0) }
+                }
+                Change::Adapters(_) => {
+                    reweighed(Reweighting::Adapters { file, digest: digest.clone(), scale: spec.scale })
+                }
+                Change::Weights { delta, .. } => {
+                    reweighed(Reweighting::Checkpoint { file, digest: digest.clone(), delta })
+                }
+            };
+            fitted.search = format!("{}, sha256 {short}", imported.format.name());
+            if let Some(weights) = &fitted.weights {
+                let changed = self.reweighted(weights, subject)?;
+                fitted.search = format!("{}: {}", fitted.search, spectrum(subject.decoder, &changed)?);
+            }
+            fitted.layers = Some(imported.layers);
+            Ok(fitted)
+        })
+    }
+
+    /// The control of an artefact: random numbers of its kind and size.
+    fn like_imported(&self, cell: &Cell, attack: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+        let like = self.imported(attack, subject)?;
+        let stream = format!("attack/{}", place(cell, side));
+        let fitted = match like.weights {
+            Some(like) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
+            None => {
+                let edit = random_like(&like.edit, &mut Stream::new(self.bench.seed, &stream))?;
+                let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation)?;
+                Fitted { relative_norm, ..found(edit, 0) }
+            }
+        };
+        Ok(Fitted { layers: like.layers, ..fitted })
     }
 
     fn learn(&self, cell: &Cell, form: Form, subject: Subject<'_>, side: Side) -> Result<Fitted> {
@@ -235,7 +334,46 @@ fn order(candidate: &Candidate) -> (u64, u64) {
 }
 
 fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
-    Fitted { edit, gradient_evaluations, relative_norm: None, choice: String::new(), search: String::new() }
+    Fitted {
+        edit,
+        gradient_evaluations,
+        relative_norm: None,
+        choice: String::new(),
+        search: String::new(),
+        weights: None,
+        layers: None,
+    }
+}
+
+fn reweighed(weights: Reweighting) -> Fitted {
+    Fitted { weights: Some(weights), ..found(Edit::Identity, 0) }
+}
+
+/// The change of weights that a cell measures under, if it does.
+fn reweighting(cell: &Cell, side: Side) -> Option<Reweighting> {
+    let stream = || format!("attack/{}", place(cell, side));
+    if let Some(attack) = &cell.control_of {
+        let like = reweighting(attack, side)?;
+        return Some(Reweighting::Random { like: Box::new(like), stream: stream() });
+    }
+    let spec = &cell.spec;
+    match spec.kind {
+        AttackKind::DeltaStrip => Some(Reweighting::Strip { amount: spec.scale.unwrap_or(1.0) }),
+        AttackKind::Lora => Some(Reweighting::Tuned {
+            rank: spec.rank,
+            pairs: spec.pairs,
+            steps: steps(spec),
+            batch: spec.batch,
+            learning_rate: spec.learning_rate,
+            stream: stream(),
+        }),
+        _ => spec.bits.map(|bits| Reweighting::Rounded { bits }),
+    }
+}
+
+/// Sequences that fine-tuning runs forward and backward.
+fn sequences(spec: &AttackSpec) -> u64 {
+    (steps(spec) * spec.batch) as u64
 }
 
 /// Name of a cell's place and side: a part of its random stream's name and of its units' keys. A searched row starts from
@@ -253,11 +391,17 @@ fn place(cell: &Cell, side: Side) -> String {
 #[must_use]
 pub fn name_of(spec: &AttackSpec) -> String {
     let mut parts = vec![kind_name(spec.kind).to_owned()];
-    let learned = matches!(spec.kind.method(), Method::Learned(_));
+    // The file's name alone: reports hold no paths.
+    parts.extend(spec.file.as_deref().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned())));
+    parts.extend(spec.op.map(|op| op.name().to_owned()));
+    parts.extend(spec.scale.map(|scale| format!("x{scale}")));
+    parts.extend(spec.layer_offset.filter(|offset| *offset != 0).map(|offset| format!("{offset:+}")));
+    parts.extend(spec.bits.map(|bits| format!("q{bits}_0")));
+    let learned = matches!(spec.kind.method(), Method::Learned(_)) || spec.kind == AttackKind::Lora;
     if learned || spec.kind == AttackKind::SubspaceAblation {
         parts.push(format!("r{}", spec.rank));
     }
-    if spec.kind.method() != Method::Control {
+    if !matches!(spec.kind.method(), Method::Control | Method::Given) {
         parts.push(format!("p{}", spec.pairs));
     }
     if learned {
@@ -291,6 +435,10 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
         AttackKind::ItiHeads => "iti-heads",
         AttackKind::Ablation => "ablation",
         AttackKind::SubspaceAblation => "subspace-ablation",
+        AttackKind::Imported => "imported",
+        AttackKind::DeltaStrip => "delta-strip",
+        AttackKind::Quantised => "quantised",
+        AttackKind::Lora => "lora",
         AttackKind::Random => "random",
         AttackKind::Identity => "identity",
     }

@@ -24,6 +24,7 @@ pub mod publish;
 pub mod stage;
 pub mod suite;
 pub mod verify;
+pub mod weights;
 
 pub use bench::{Bench, Subject};
 pub use corpus::{Corpus, prompt_set};

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::bench::{Bench, Side, Subject, Units};
 use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
 use super::examiner::Counts;
+use super::weights::Reweighting;
 use crate::Result;
 use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Method};
 use crate::event::{Event, Observer};
@@ -82,13 +83,19 @@ impl Grid {
                         seed,
                         control_of: None,
                     };
-                    match (spec.kind, spec.kind.method()) {
+                    let method = spec.kind.method();
+                    match (spec.kind, method) {
                         (AttackKind::Random, _) => grid.controls.push(of_learned(cell)),
                         (_, Method::Control) => grid.controls.push(cell),
+                        (AttackKind::Quantised, _) => {
+                            grid.controls.push(without_edit(&cell));
+                            grid.attacks.push(cell);
+                        }
                         // The `random` row itself is the control of the paper's attack.
                         (AttackKind::Noreft, _) if !spec.joint => grid.attacks.push(cell),
                         _ => {
-                            if wants_random && cell.seed == 0 {
+                            let always = matches!(method, Method::Given | Method::Weights);
+                            if (wants_random || always) && cell.seed == 0 {
                                 grid.controls.push(like(&cell));
                             }
                             grid.attacks.push(cell);
@@ -141,6 +148,12 @@ fn of_learned(cell: Cell) -> Cell {
     Cell { control_of: Some(Box::new(attack)), ..cell }
 }
 
+/// The same weights without an edit: what they refuse by themselves.
+fn without_edit(cell: &Cell) -> Cell {
+    let spec = AttackSpec { kind: AttackKind::Identity, ..cell.spec.clone() };
+    Cell { name: name_of(&spec), spec, ..cell.clone() }
+}
+
 /// A control of the kind and size of `cell`'s own edit.
 fn like(cell: &Cell) -> Cell {
     let spec = AttackSpec { kind: AttackKind::Random, ..cell.spec.clone() };
@@ -158,11 +171,11 @@ pub fn measure_base(
     units: &Units<'_>,
     observer: &dyn Observer,
 ) -> Result<BaseCells> {
-    let range = Range { bench, units };
+    let range = Range { bench, units, base: Some(base) };
     let progress = Progress::start("attack base", grid.len(), observer);
     let one = |cell: &Cell| {
         let fitted = range.fit(cell, base, Side::Base, None)?;
-        let counts = range.score(cell, base, &fitted.edit)?;
+        let counts = range.score(cell, base, &fitted)?;
         progress.finish(cell, &format!("asr {}", percent(counts.success())));
         Ok((fitted, counts))
     };
@@ -183,22 +196,23 @@ struct Measured<'a> {
 
 /// Measures the hardened model: base-fitted edits carried over, edits fitted anew, controls.
 ///
-/// Without `base` there is nothing to carry over and every edit is fitted on the hardened model.
+/// Without `base` there is nothing to carry over and every edit is fitted on the hardened model; rows that are about the
+/// difference from the base are left out.
 ///
 /// # Errors
 /// As [`measure_base`].
 pub fn measure_hardened(
     grid: &Grid,
     bench: &Bench,
-    base: Option<&BaseCells>,
+    base: Option<(Subject<'_>, &BaseCells)>,
     hardened: Subject<'_>,
     units: &Units<'_>,
     observer: &dyn Observer,
 ) -> Result<(Vec<AttackRow>, Vec<AttackRow>)> {
-    let range = Range { bench, units };
+    let range = Range { bench, units, base: base.map(|(base, _)| base) };
     let progress = Progress::start("attack hardened", grid.len(), observer);
     let of_base: Vec<Option<&(Fitted, Counts)>> = match base {
-        Some(cells) => cells.iter().map(Some).collect(),
+        Some((_, cells)) => cells.iter().map(Some).collect(),
         None => vec![None; grid.len()],
     };
     let cells: Vec<&Cell> = grid.cells().collect();
@@ -206,16 +220,23 @@ pub fn measure_hardened(
         let (cell, base) = (cells[*number], of_base[*number]);
         let mut rows = vec![];
         let control = matches!(cell.spec.kind, AttackKind::Random | AttackKind::Identity);
+        let stripped = |cell: &Cell| cell.spec.kind == AttackKind::DeltaStrip;
+        if base.is_none() && (stripped(cell) || cell.control_of.as_deref().is_some_and(stripped)) {
+            progress.finish(cell, "left out, the un-hardened base is not given");
+            return Ok(rows);
+        }
+        // Neither a control nor an artefact depends on the model, so it is the same on both.
+        let fixed = control || cell.spec.kind.method() == Method::Given;
         let mut found = vec![];
-        if let Some((fitted, counts)) = base.filter(|_| control || cell.spec.knowledge.contains(&Knowledge::Frozen)) {
-            let hardened = range.score(cell, hardened, &fitted.edit)?;
+        if let Some((fitted, counts)) = base.filter(|_| fixed || cell.spec.knowledge.contains(&Knowledge::Frozen)) {
+            let hardened = range.score(cell, hardened, fitted)?;
             found.push(format!("frozen asr {}", percent(hardened.success())));
             rows.push(Measured { cell, adaptive: false, fitted: fitted.clone(), base: Some(*counts), hardened });
         }
-        let adaptive = !control && cell.spec.knowledge.contains(&Knowledge::Adaptive);
-        if adaptive || (control && base.is_none()) {
+        let adaptive = !fixed && cell.spec.knowledge.contains(&Knowledge::Adaptive);
+        if adaptive || (fixed && base.is_none()) {
             let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
-            let counts = range.score(cell, hardened, &fitted.edit)?;
+            let counts = range.score(cell, hardened, &fitted)?;
             found.push(format!("re-fitted asr {}", percent(counts.success())));
             rows.push(Measured { cell, adaptive, fitted, base: base.map(|(_, counts)| *counts), hardened: counts });
         }
@@ -253,32 +274,43 @@ fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
 fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let (first, spec) = (group[0], &group[0].cell.spec);
     let control = matches!(spec.kind, AttackKind::Random | AttackKind::Identity);
-    let learned = matches!(spec.kind.method(), Method::Learned(_));
+    let learned = matches!(spec.kind.method(), Method::Learned(_)) || spec.kind == AttackKind::Lora;
     let pairs = match spec.kind {
-        AttackKind::Identity | AttackKind::Random => 0,
+        AttackKind::Identity | AttackKind::Random | AttackKind::Imported => 0,
         _ => spec.pairs.min(bench.attack.pairs.len()),
     };
+    // A control is placed as its attack is.
+    let placed = first.cell.control_of.as_ref().map_or(spec, |attack| &attack.spec);
+    let weights = first.fitted.weights.as_ref();
     let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
-    let place = match spec.kind {
-        kind if kind.acts_on_all() || spec.joint => String::new(),
+    let place = match placed.kind {
+        kind if kind.acts_on_all() || placed.joint => String::new(),
         _ => format!(" --block {}", ranges(&first.cell.layers)),
     };
     AttackRow {
         name: first.cell.name.clone(),
         family: kind_name(spec.kind).into(),
-        layers: first.cell.layers.clone(),
+        layers: first.fitted.layers.clone().unwrap_or_else(|| first.cell.layers.clone()),
         positions: positions_name(spec.positions).into(),
         adaptive: first.adaptive,
-        attacker_has_base: first.base.is_some() && !control && (!first.adaptive || starts_from_base(spec)),
+        attacker_has_base: first.base.is_some()
+            && !control
+            && match spec.kind.method() {
+                Method::Given | Method::Weights => weights.is_some_and(Reweighting::needs_base),
+                _ => !first.adaptive || starts_from_base(spec),
+            },
         control,
+        ungated: weights.is_some(),
         seeds: group.len() as u64,
         budget: Budget {
             pairs: pairs as u64,
             steps: if learned { steps(spec) as u64 } else { 0 },
             rank: match (spec.kind, spec.kind.method()) {
-                (AttackKind::Random | AttackKind::SubspaceAblation, _) | (_, Method::Learned(_)) => spec.rank as u64,
-                (_, Method::Swept | Method::Projected) => 1,
-                (_, Method::Control) => 0,
+                (AttackKind::Random | AttackKind::SubspaceAblation | AttackKind::Lora, _) | (_, Method::Learned(_)) => {
+                    spec.rank as u64
+                }
+                (_, Method::Swept | Method::Projected | Method::Weights) => 1,
+                (_, Method::Control | Method::Given) => 0,
             },
             relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
             gradient_evaluations: group.iter().map(|m| m.fitted.gradient_evaluations).sum(),
@@ -286,9 +318,14 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         },
         bound: None,
         applicable: true,
-        base: group.iter().map(|m| m.base).collect::<Option<Vec<_>>>().map(|counts| mean(&counts)),
+        // Weights that take the place of others have no un-hardened value.
+        base: group
+            .iter()
+            .map(|m| m.base.filter(|_| !weights.is_some_and(Reweighting::replaces)))
+            .collect::<Option<Vec<_>>>()
+            .map(|counts| mean(&counts)),
         hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>()),
-        reproduce: format!("--only '{}'{place}", first.cell.name),
+        reproduce: format!("--only '{}'{place}", first.cell.name.replace('\'', r"'\''")),
     }
 }
 

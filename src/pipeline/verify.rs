@@ -51,6 +51,8 @@ pub struct Trial<'a> {
     pub recipe_digest: String,
     /// Which cells to measure.
     pub selection: Selection,
+    /// Options of `immunise attack` that mean the same suite, prompts and seed.
+    pub plan: String,
 }
 
 /// What was found on the un-hardened model.
@@ -81,6 +83,7 @@ impl<'a> Trial<'a> {
             access: recipe.base_access,
             recipe_digest: recipe.digest(),
             selection: Selection::default(),
+            plan: "--suite immunisation/recipe.yaml".into(),
         }
     }
 
@@ -148,11 +151,14 @@ impl<'a> Trial<'a> {
         let grid = self.grid(hardened.decoder.blueprint())?;
         let clean = clean(bench, subject, units)?;
         observer.event(Event::Note(format!("without an attack: {}", in_words(&clean))));
-        let cells = base.map(|(_, findings)| &findings.cells);
+        let origin = base.map(|(model, _)| model.identity());
+        let cells = base
+            .zip(origin.as_deref())
+            .map(|((model, findings), identity)| (Subject { decoder: &model.decoder, identity }, &findings.cells));
         let (mut attacks, mut controls) = measure_hardened(&grid, bench, cells, subject, units, observer)?;
         let given = base.map_or_else(String::new, |(model, _)| format!(" --base {}", model.located.source));
         for row in attacks.iter_mut().chain(&mut controls) {
-            row.reproduce = format!("immunise attack .{given} --suite immunisation/recipe.yaml {}", row.reproduce);
+            row.reproduce = format!("immunise attack .{given} {} {}", self.plan, row.reproduce);
         }
         let of_base = base.map(|(model, _)| (model.identity(), &model.decoder));
         let key = bench.key("utility rows", &(of_base.as_ref().map(|(name, _)| name), &identity, self.utility));

@@ -75,6 +75,11 @@ impl<'v> Section<'v> {
         join(&self.path, key)
     }
 
+    /// Whether a key is there, and not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(|value| !value.is_null())
+    }
+
     /// The value of a key; `None` when it is absent or null. Either way the key is known from here on.
     pub fn take(&mut self, key: &str) -> Option<&'v Value> {
         self.known.push(key.into());

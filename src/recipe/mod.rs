@@ -34,6 +34,7 @@ use crate::utility::spec::TaskSpec;
 
 pub use raw::{MAX_BYTES, RawRecipe};
 pub use stage::{STAGE_KINDS, Stage};
+pub use validate::imported_row;
 
 /// The version of the recipe layout.
 pub const SCHEMA_VERSION: u64 = 1;

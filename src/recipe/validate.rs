@@ -258,6 +258,10 @@ fn read_attack(at: String, value: &Value, problems: &mut Problems) -> Option<Att
     });
     // Whatever the kind, the other keys are the same, so an unknown kind does not stop their check.
     let mut given = vec![("kind", Value::from(kind.as_deref().unwrap_or("identity")))];
+    let known = kind.as_deref().and_then(|kind| serde_json::from_value::<AttackKind>(kind.into()).ok());
+    if let Some(knowledge) = known.map(AttackKind::knowledge).filter(|_| !section.has("knowledge")) {
+        given.push(("knowledge", serde_json::to_value(knowledge).ok()?));
+    }
     given.push(("layers", serde_json::to_value(layers.clone().flatten().unwrap_or_default()).ok()?));
     given.push(("search", serde_json::to_value(search.flatten()).ok()?));
     let spec: AttackSpec = section.all(&given, problems)?;
@@ -265,6 +269,20 @@ fn read_attack(at: String, value: &Value, problems: &mut Problems) -> Option<Att
         spec.check(&at, problems);
     }
     (problems.0.len() == before).then_some(spec)
+}
+
+/// The row of a suite that imports an artefact, from its keys without `kind`; `source` names it in messages.
+///
+/// # Errors
+/// [`Error::Usage`] with every problem.
+pub fn imported_row(mut keys: serde_json::Map<String, Value>, source: &str) -> Result<AttackSpec> {
+    keys.insert("kind".into(), "imported".into());
+    let mut problems = Problems::default();
+    let spec = read_attack(String::new(), &Value::Object(keys), &mut problems);
+    spec.ok_or_else(|| {
+        let listed: Vec<String> = problems.0.iter().map(|(key, text)| format!("{key}: {text}")).collect();
+        Error::usage(format!("{source}: {}", listed.join("; ")))
+    })
 }
 
 fn read_utility(value: &Value, problems: &mut Problems) -> Option<Vec<TaskSpec>> {
@@ -319,7 +337,8 @@ fn read_thresholds(value: &Value, problems: &mut Problems) -> Option<Thresholds>
 /// A bound on rows that the suite does not have could never be decided.
 fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) {
     let is_control = |attack: &&AttackSpec| attack.kind.method() == Method::Control;
-    let has = |knowledge| suite.attacks.iter().filter(|a| !is_control(a)).any(|a| a.knowledge.contains(&knowledge));
+    let gated = |attack: &&AttackSpec| !is_control(attack) && !attack.is_ungated();
+    let has = |knowledge| suite.attacks.iter().filter(gated).any(|a| a.knowledge.contains(&knowledge));
     let nothing = |what: &str| format!("bounds {what}, but `suite.attacks` has none");
     if thresholds.frozen_asr.gates() && !has(Knowledge::Frozen) {
         problems.add("thresholds.frozen_asr", nothing("attacks of knowledge `frozen`"));
@@ -422,6 +441,14 @@ impl Checked for AttackSpec {
         if self.kind.method() != Method::Swept && !self.coefficients.is_empty() {
             problems.add(join(at, "coefficients"), "this kind of attack sweeps no strengths");
         }
+        if let Some(other) = self.knowledge.iter().find(|knowledge| !self.kind.knowledge().contains(knowledge)) {
+            let why = match other {
+                Knowledge::Adaptive => "an artefact that was made elsewhere is never re-fitted; expected `frozen`",
+                Knowledge::Frozen => "weights are changed on the model that is measured; expected `adaptive`",
+            };
+            problems.add(join(at, "knowledge"), why);
+        }
+        self.check_weights(at, problems);
         let learned = matches!(self.kind.method(), Method::Learned(_));
         if self.joint && !learned {
             problems.add(join(at, "joint"), "only learned edits have a joint form");
@@ -437,6 +464,40 @@ impl Checked for AttackSpec {
             rates(&at, "learning_rates", &search.learning_rates, problems);
             problems.count(&at, "seeds", search.seeds, 1, MAX_COUNT);
             names_of_openings(&at, &search.openings, problems);
+        }
+    }
+}
+
+impl AttackSpec {
+    /// Keys of artefacts and of changed weights: each has a meaning for some kinds only.
+    fn check_weights(&self, at: &str, problems: &mut Problems) {
+        use AttackKind::{DeltaStrip, Imported, Quantised};
+        let given = [
+            ("file", self.file.is_some(), &[Imported][..]),
+            ("op", self.op.is_some(), &[Imported]),
+            ("scale", self.scale.is_some(), &[Imported, DeltaStrip]),
+            ("layer_offset", self.layer_offset.is_some(), &[Imported]),
+            ("bits", self.bits.is_some(), &[Quantised]),
+        ];
+        for (key, _, _) in given.iter().filter(|(_, given, kinds)| *given && !kinds.contains(&self.kind)) {
+            problems.add(join(at, key), "this kind of attack has no use for it");
+        }
+        if self.kind == Imported && self.file.is_none() {
+            problems.add(join(at, "file"), "is missing");
+        }
+        if self.kind == Imported && self.seeds > 1 {
+            problems
+                .add(join(at, "seeds"), format!("an artefact is the same every time; expected 1, got {}", self.seeds));
+        }
+        if self.kind == Quantised && !matches!(self.bits, Some(8 | 4)) {
+            let got = self.bits.map_or_else(|| "nothing".into(), |bits| bits.to_string());
+            problems.add(join(at, "bits"), format!("expected 8 or 4, got {got}"));
+        }
+        if let Some(scale) = self.scale.filter(|scale| !scale.is_finite() || scale.abs() > 1e4) {
+            problems.add(join(at, "scale"), format!("expected a number from -10000 to 10000, got {scale}"));
+        }
+        if let Some(offset) = self.layer_offset.filter(|offset| offset.abs() > 1000) {
+            problems.add(join(at, "layer_offset"), format!("expected a number from -1000 to 1000, got {offset}"));
         }
     }
 }

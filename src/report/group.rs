@@ -46,9 +46,9 @@ impl<'a> Group<'a> {
         self.rows[0]
     }
 
-    /// The rows that count.
+    /// The rows that count, and those that are shown whether or not they do.
     pub fn applicable(&self) -> impl Iterator<Item = &'a AttackRow> + '_ {
-        self.rows.iter().copied().filter(|row| row.applicable)
+        self.rows.iter().copied().filter(|row| row.applicable || row.ungated)
     }
 
     /// Mean attack success of the counting rows on the un-hardened model.

@@ -229,7 +229,7 @@ fn every_row(report: &Report) -> String {
         all.len()
     );
     for row in all {
-        let dim = if row.applicable { "" } else { " class=\"dim\"" };
+        let dim = if row.applicable || row.ungated { "" } else { " class=\"dim\"" };
         let fitted = match (row.control, row.adaptive) {
             (true, _) => "control",
             (_, true) => "hardened",

@@ -24,6 +24,7 @@ pub fn row(name: &str, layer: usize, adaptive: bool, base: u64, hardened: u64) -
         adaptive,
         attacker_has_base: !adaptive,
         control: false,
+        ungated: false,
         seeds: 1,
         budget: Budget { pairs: 80, steps: 120, rank: 2, gradient_evaluations: 1200, ..Budget::default() },
         bound: None,

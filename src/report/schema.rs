@@ -198,6 +198,9 @@ pub struct AttackRow {
     pub attacker_has_base: bool,
     /// A control, not an attack.
     pub control: bool,
+    /// Shown and never gated: what no hardening can prevent, or what is no attack.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ungated: bool,
     /// Independent repetitions behind the figures.
     pub seeds: u64,
     /// What the adversary spent.
@@ -462,17 +465,19 @@ impl Report {
         schemars::schema_for!(Report).to_value()
     }
 
-    /// The un-hardened and hardened rows of one knowledge, attacks only.
+    /// The rows of one knowledge that gates are about, attacks only.
     pub fn rows(&self, adaptive: bool) -> impl Iterator<Item = &AttackRow> {
-        self.attacks.iter().filter(move |row| row.adaptive == adaptive)
+        self.attacks.iter().filter(move |row| row.adaptive == adaptive && !row.ungated)
     }
 
     /// The control beside `row`: a random edit on the same blocks and positions, else any control there.
     #[must_use]
     pub fn control_of(&self, row: &AttackRow) -> Option<&AttackRow> {
         let here = |c: &&AttackRow| c.layers == row.layers && c.positions == row.positions;
-        let random = self.controls.iter().filter(here).find(|c| c.family == "random");
-        random.or_else(|| self.controls.iter().find(here))
+        let own = format!("random like {}", row.name);
+        let named = self.controls.iter().filter(here).find(|c| c.name == own);
+        let random = || self.controls.iter().filter(here).find(|c| c.family == "random");
+        named.or_else(random).or_else(|| self.controls.iter().find(|c| here(c) && !c.ungated))
     }
 }
 

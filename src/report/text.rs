@@ -138,6 +138,7 @@ fn wrapped(finding: &Finding) -> Vec<Line> {
 
 fn tone_of(row: &AttackRow) -> Tone {
     match row.bound {
+        _ if row.ungated => Tone::Plain,
         _ if !row.applicable => Tone::Dim,
         Some(bound) if row.hardened.low > bound => Tone::Bad,
         Some(bound) if row.hardened.high <= bound => Tone::Good,
