@@ -36,6 +36,25 @@ pub(super) struct Norms {
     pub qk: Option<(Tensor, Tensor)>,
 }
 
+impl Norms {
+    /// The norms with every tensor replaced by `change(name, tensor)`.
+    pub fn mapped(&self, block: &str, change: &mut impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut at = |name: &str, norm: &Option<Norm>| -> Result<Option<Norm>> {
+            norm.as_ref().map(|norm| norm.mapped(&format!("{block}.{name}"), change)).transpose()
+        };
+        let (attention_in, attention_out) =
+            (at("attention_in_norm", &self.attention_in)?, at("attention_out_norm", &self.attention_out)?);
+        let (mlp_in, mlp_out) = (at("mlp_in_norm", &self.mlp_in)?, at("mlp_out_norm", &self.mlp_out)?);
+        let qk = match &self.qk {
+            Some((q, k)) => {
+                Some((change(&format!("{block}.q_norm.weight"), q)?, change(&format!("{block}.k_norm.weight"), k)?))
+            }
+            None => None,
+        };
+        Ok(Self { attention_in, attention_out, mlp_in, mlp_out, qk })
+    }
+}
+
 /// What a block's maps read and write, each `[batch, pos, width]`.
 #[derive(Debug, Clone)]
 pub struct BlockParts {

@@ -170,39 +170,43 @@ impl Decoder {
         Ok(Self { blocks, ..self.clone() })
     }
 
-    /// All weights by their names in a checkpoint, without adapters; tensors are shared.
-    #[must_use]
-    pub fn weights(&self) -> BTreeMap<String, Tensor> {
-        let mut weights = BTreeMap::from([
-            ("model.embed_tokens.weight".to_owned(), self.embedding.clone()),
-            ("model.norm.weight".to_owned(), self.norm.clone()),
-        ]);
-        if !self.blueprint.tied {
-            weights.insert("lm_head.weight".into(), self.head.weight().clone());
-        }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            for module in Module::ALL {
-                let map = block.map(module);
-                weights.insert(module.tensor(layer), map.weight().clone());
-                let bias = map.bias().map(|bias| (format!("model.layers.{layer}.{module}.bias"), bias.clone()));
-                weights.extend(bias);
-            }
-            let norms = [("input_layernorm", &block.attention_norm), ("post_attention_layernorm", &block.mlp_norm)];
-            weights.extend(norms.map(|(name, norm)| (format!("model.layers.{layer}.{name}.weight"), norm.clone())));
-        }
-        weights
+    /// All weights, without adapters, each map's under its own name where a checkpoint fuses several; tensors are shared.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut weights = BTreeMap::new();
+        self.map_weights(|name, weight| {
+            weights.insert(name.to_owned(), weight.clone());
+            Ok(weight.clone())
+        })?;
+        Ok(weights)
     }
 
-    /// The same decoder with every weight replaced by `change(name, weight)`; adapters are dropped.
+    /// The same decoder with every weight replaced by `change(name, weight)`, in memory; adapters are dropped.
     ///
     /// # Errors
     /// Those of `change`.
     pub fn map_weights(&self, mut change: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
-        let weights = self.weights();
-        Self::from_weights(self.blueprint.clone(), &self.device, |name, _| match weights.get(name) {
-            Some(weight) => change(name, weight),
-            None => Err(Error::input(name, "expected a weight, got none")),
-        })
+        let embedding = change("model.embed_tokens.weight", &self.embedding.tensor()?)?;
+        let head = if self.blueprint.tied {
+            Linear::new(embedding.clone(), None)
+        } else {
+            Linear::new(change("lm_head.weight", &self.head.weight().tensor()?)?, None)
+        };
+        let norm = self.norm.mapped("model.norm", &mut change)?;
+        let decoder = self.map_blocks(|layer, block| {
+            let mut changed = block.clone();
+            for module in Module::ALL {
+                let (map, name) = (block.map(module), format!("model.layers.{layer}.{module}"));
+                let weight = change(&format!("{name}.weight"), &map.weight().tensor()?)?;
+                let bias = map.bias().map(|bias| change(&format!("{name}.bias"), bias)).transpose()?;
+                changed = changed.with_map(module, Linear::new(weight, bias));
+            }
+            changed.norms = block.norms.mapped(&format!("model.layers.{layer}"), &mut change)?;
+            Ok(changed)
+        })?;
+        Ok(Self { embedding: embedding.into(), head, norm, ..decoder })
     }
 
     /// The same decoder with another embedding, and unembedding where the two are tied.

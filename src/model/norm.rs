@@ -16,6 +16,15 @@ pub(super) enum Norm {
 }
 
 impl Norm {
+    /// The norm with its tensors replaced by `change(name, tensor)`.
+    pub(super) fn mapped(&self, name: &str, change: &mut impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::Rms(gain) => Self::Rms(change(&format!("{name}.weight"), gain)?),
+            Self::Layer(gain, bias) => {
+                Self::Layer(change(&format!("{name}.weight"), gain)?, change(&format!("{name}.bias"), bias)?)
+            }
+        })
+    }
     /// The normed last dimension of `x`.
     pub fn forward(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
         match self {

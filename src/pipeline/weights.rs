@@ -185,7 +185,7 @@ fn unchanged(file: &std::path::Path, digest: &str) -> Result<()> {
 
 /// `W + s(A − B)`.
 fn combined(decoder: &Decoder, a: &Decoder, b: &Decoder, scale: f64) -> Result<Decoder> {
-    let (a, b) = (a.weights(), b.weights());
+    let (a, b) = (a.weights()?, b.weights()?);
     decoder.map_weights(|name, weight| match (a.get(name), b.get(name)) {
         (Some(a), Some(b)) => Ok((weight + ((a - b)? * scale)?)?.detach()),
         _ => Err(Error::input(name, "expected a weight of all models, got none")),
@@ -207,7 +207,7 @@ fn rounded(decoder: &Decoder, bits: u32) -> Result<Decoder> {
 }
 
 fn random(decoder: &Decoder, changed: &Decoder, stream: &mut Stream) -> Result<Decoder> {
-    let changed = changed.weights();
+    let changed = changed.weights()?;
     decoder.map_weights(|name, weight| {
         let Some(other) = changed.get(name) else { return Ok(weight.clone()) };
         let size = frobenius(&(other - weight)?)?;
@@ -244,7 +244,7 @@ fn frobenius(tensor: &Tensor) -> Result<f64> {
 /// # Errors
 /// When the two models differ in shape.
 pub fn spectrum(before: &Decoder, after: &Decoder) -> Result<String> {
-    let (before, after) = (before.weights(), after.weights());
+    let (before, after) = (before.weights()?, after.weights()?);
     let (mut tensors, mut change, mut size) = (0, 0.0, 0.0);
     let mut ranks = vec![];
     for (name, weight) in &before {
