@@ -18,7 +18,10 @@ use pair::{HEAD, Outcome, Pair};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const TASKS: &[(&str, fn() -> Outcome<Vec<Pair>>)] = &[
+/// Measures rows of the table.
+type Task = fn() -> Outcome<Vec<Pair>>;
+
+const TASKS: &[(&str, Task)] = &[
     ("train-step", cpu::train_step),
     ("attack-fit", cpu::attack_fit),
     ("generation", cpu::generation),

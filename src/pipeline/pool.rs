@@ -47,7 +47,7 @@ struct Member {
 }
 
 enum Kind {
-    Learned(Learned),
+    Learned(Box<Learned>),
     Vector(Vector),
 }
 
@@ -78,7 +78,7 @@ impl Pool {
             return Err(Error::usage(format!("`openings`: expected some of the data's, got {:?}", spec.openings)));
         }
         let learned = |turn: usize, number: usize| {
-            Kind::Learned(Learned {
+            Kind::Learned(Box::new(Learned {
                 rank: spec.ranks[(turn + number) % spec.ranks.len()],
                 rate: spec.inner_learning_rates[turn % spec.inner_learning_rates.len()],
                 learner: None,
@@ -86,7 +86,7 @@ impl Pool {
                 // Neighbours in the pool begin in different ways.
                 lives: number,
                 base: None,
-            })
+            }))
         };
         let mut members = Vec::new();
         for (at, &layer) in layers.iter().enumerate() {
