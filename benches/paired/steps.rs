@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use immunise::attack::form::Form;
 use immunise::attack::learned::{Fit, fit};
 use immunise::attack::{AttackData, Pair as Example};
 use immunise::defence::trainable::Trainable;
 use immunise::intervention::Positions;
 use immunise::math::seed::Stream;
+use immunise::model::loss::squared_distance;
 use immunise::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
 use immunise::model::{Blueprint, Decoder, TokenBatch};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ pub struct BlockStep {
     batch: TokenBatch,
     input: Tensor,
     targets: [Tensor; 2],
+    /// Of every token, so that the loss is the mean over all values.
+    weights: Tensor,
 }
 
 impl BlockStep {
@@ -53,16 +56,19 @@ impl BlockStep {
             batch: TokenBatch::prompts(&tokens(rows, cols, vocab, "train"), 0),
             input: like("h")?,
             targets: [like("a")?, like("m")?],
+            weights: (Tensor::ones((rows * cols, 1), DType::F32, decoder.device())? / (rows * cols * width) as f64)?,
         })
     }
 
     /// Seconds of one step.
     pub fn run(&mut self) -> Outcome<f64> {
-        let Self { adapted, adam, batch, input, targets: [a, m] } = self;
+        let Self { adapted, adam, batch, input, targets: [a, m], weights } = self;
         let start = Instant::now();
         let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
             let (attention, mlp) = adapted.block_outputs(0, input, batch)?;
-            Ok(((attention - &*a)?.sqr()?.mean_all()? + (mlp - &*m)?.sqr()?.mean_all()?)?)
+            let rows = |t: &Tensor| t.reshape(((), t.dim(2)?));
+            let distance = |output: &Tensor, target| squared_distance(&rows(output)?, &rows(target)?, weights);
+            Ok((distance(&attention, a)? + distance(&mlp, m)?)?)
         })?;
         adam.step(&gradients, 1e-3)?;
         input.device().synchronize()?;

@@ -6,6 +6,7 @@ use super::anchor::batch_of;
 use super::{DefenceData, Dialogue};
 use crate::intervention::Placed;
 use crate::math::seed::Stream;
+use crate::model::loss::squared_distance;
 use crate::model::{Decoder, Hooks, Intervention as _, Point, Site, TokenBatch};
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ impl Target {
     /// Mean over real tokens of the squared error relative to the target's squared norm.
     fn error(&self, output: &Tensor) -> Result<Tensor> {
         let output = output.reshape(self.value.shape())?;
-        Ok((output - &self.value)?.sqr()?.broadcast_mul(&self.weight)?.sum_all()?)
+        squared_distance(&output, &self.value, &self.weight)
     }
 }
 

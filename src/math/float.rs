@@ -120,6 +120,21 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold(lanes) + tail
 }
 
+/// Squared distance of two rows in eight interleaved lanes, as [`sum`].
+#[inline(always)]
+pub fn squares(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0_f32; 8];
+    let (left, right) = (a.chunks_exact(8), b.chunks_exact(8));
+    let tail: f32 = left.remainder().iter().zip(right.remainder()).map(|(x, y)| (x - y) * (x - y)).sum();
+    for (x, y) in left.zip(right) {
+        for i in 0..8 {
+            let d = x[i] - y[i];
+            lanes[i] += d * d;
+        }
+    }
+    fold(lanes) + tail
+}
+
 #[inline(always)]
 fn fold(l: [f32; 8]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))

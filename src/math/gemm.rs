@@ -41,6 +41,50 @@ impl<'a> View<'a> {
     }
 }
 
+/// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. Nothing is written twice: the result's memory is not cleared beforehand.
+///
+/// # Panics
+/// As [`gemm`].
+#[must_use]
+pub fn product((m, k, n): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
+    assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
+    if m == 0 || n == 0 || k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut out: Vec<f32> = Vec::with_capacity(m * n);
+    let parallelism = if worth_sharing(m * k * n) { Parallelism::Rayon(0) } else { Parallelism::None };
+    // SAFETY: as in `gemm` for what is read. Without its flag to read the destination, the kernel writes each of the m·n
+    // elements of the buffer, which holds as many, before the length says that they are there.
+    unsafe {
+        let (to, row) = (out.as_mut_ptr(), n as isize);
+        let (a_col, a_row, b_col, b_row) = (a.col as isize, a.row as isize, b.col as isize, b.row as isize);
+        let (left, right) = (a.data.as_ptr(), b.data.as_ptr());
+        gemm::gemm(
+            m,
+            n,
+            k,
+            to,
+            1,
+            row,
+            false,
+            left,
+            a_col,
+            a_row,
+            right,
+            b_col,
+            b_row,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+        out.set_len(m * n);
+    }
+    out
+}
+
 /// `out ← keep·out + scale·(a·b)` for `a: [m, k]`, `b: [k, n]`; `out`'s rows lie `out_row` apart.
 ///
 /// # Panics
@@ -105,6 +149,16 @@ mod tests {
                 assert!((out[i * n + j] - (2.0 + 0.5 * exact)).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_product_is_what_accumulating_into_zeros_gives() {
+        let a: Vec<f32> = (0..6 * 5).map(|i| (i as f32).sin()).collect();
+        let b: Vec<f32> = (0..7 * 5).map(|i| (i as f32).cos()).collect();
+        let mut zeros = vec![0.0; 6 * 7];
+        gemm((6, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t(), &mut zeros, 7, 0.0, 1.0);
+        assert_eq!(product((6, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t()), zeros);
+        assert_eq!(product((2, 0, 3), View::rows(&[], 1), View::rows(&[], 1)), [0.0; 6]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::kernel::{contiguous, flat, tensor_like};
 use super::optimiser::host_values;
 use super::weight::Weight;
 use crate::adapter::Adapter;
-use crate::math::gemm::{View, gemm};
+use crate::math::gemm::{View, gemm, product};
 use crate::{Error, Result};
 
 /// A low-rank adapter on a linear map: `y += scale · (x Aᵀ) Bᵀ`.
@@ -142,11 +142,11 @@ impl Linear {
 /// `x Wᵀ` and the adapter's part by candle's own products, with gradients that leave the frozen weight out.
 fn beside(x: &Tensor, weight: &Weight, adapter: Option<&LowRank>) -> Result<Tensor> {
     let w = weight.tensor()?;
-    let frozen = product(&x.detach(), &w.t()?)?;
+    let frozen = typed(&x.detach(), &w.t()?)?;
     // Kept for the backward pass as it is: stored weights are read again.
     let weight = weight.clone();
     let Some(LowRank { a, b, scale }) = adapter else {
-        return Ok(attach(x, frozen, move |grad| product(grad, &weight.values()?))?);
+        return Ok(attach(x, frozen, move |grad| typed(grad, &weight.values()?))?);
     };
     let (inner, scale) = ([x.detach(), a.detach(), b.detach()], *scale);
     let low = inner[0].matmul(&inner[1].t()?)?;
@@ -156,7 +156,7 @@ fn beside(x: &Tensor, weight: &Weight, adapter: Option<&LowRank>) -> Result<Tens
         // As in `Adapted`.
         let [x, a, b] = &inner;
         let du = (grad.matmul(b)? * scale)?;
-        let dx = || product(grad, &weight.values()?)? + du.matmul(a)?;
+        let dx = || typed(grad, &weight.values()?)? + du.matmul(a)?;
         let db = || (grad.t()?.matmul(&low)? * scale)?.contiguous();
         Ok([
             wanted[0].then(dx).transpose()?,
@@ -167,7 +167,7 @@ fn beside(x: &Tensor, weight: &Weight, adapter: Option<&LowRank>) -> Result<Tens
 }
 
 /// A product with a weight in the weight's type; f32 in and out.
-fn product(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+fn typed(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     match weight.dtype() {
         DType::F32 => x.matmul(weight),
         narrow => x.to_dtype(narrow)?.matmul(weight)?.to_dtype(DType::F32),
@@ -189,9 +189,7 @@ impl CustomOp1 for Frozen {
         let rows = x.len() / d_in;
         let weight = flat(&self.weight.values()?)?;
         let weight = weight.values()?;
-        let mut out = vec![0.0; rows * d_out];
-        let map = View::rows(&weight, d_in).t();
-        gemm((rows, d_in, d_out), View::rows(x, d_in), map, &mut out, d_out, 0.0, 1.0);
+        let out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight, d_in).t());
         Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
     }
 
@@ -200,9 +198,7 @@ impl CustomOp1 for Frozen {
         let (grad, weight) = (flat(grad)?, flat(&self.weight.values()?)?);
         let (grad, weight) = (grad.values()?, weight.values()?);
         let rows = grad.len() / d_out;
-        let mut dx = vec![0.0; rows * d_in];
-        let map = View::rows(&weight, d_in);
-        gemm((rows, d_out, d_in), View::rows(&grad, d_out), map, &mut dx, d_in, 0.0, 1.0);
+        let dx = product((rows, d_out, d_in), View::rows(&grad, d_out), View::rows(&weight, d_in));
         Ok(Some(tensor_like(dx, x)?))
     }
 }
@@ -224,8 +220,7 @@ impl CustomOp2 for Trained {
         let (d_out, d_in) = weight_layout.shape().dims2()?;
         let (x, weight) = (contiguous(x, x_layout)?, contiguous(weight, weight_layout)?);
         let rows = x.len() / d_in;
-        let mut out = vec![0.0; rows * d_out];
-        gemm((rows, d_in, d_out), View::rows(x, d_in), View::rows(weight, d_in).t(), &mut out, d_out, 0.0, 1.0);
+        let out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(weight, d_in).t());
         Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
     }
 
@@ -241,14 +236,12 @@ impl CustomOp2 for Trained {
         let (xs, dy, w) = (xs.values()?, dy.values()?, w.values()?);
         let rows = xs.len() / d_in;
         let dx = if x.track_op() {
-            let mut out = vec![0.0; rows * d_in];
-            gemm((rows, d_out, d_in), View::rows(&dy, d_out), View::rows(&w, d_in), &mut out, d_in, 0.0, 1.0);
+            let out = product((rows, d_out, d_in), View::rows(&dy, d_out), View::rows(&w, d_in));
             Some(tensor_like(out, x)?)
         } else {
             None
         };
-        let mut out = vec![0.0; d_out * d_in];
-        gemm((d_out, rows, d_in), View::rows(&dy, d_out).t(), View::rows(&xs, d_in), &mut out, d_in, 0.0, 1.0);
+        let out = product((d_out, rows, d_in), View::rows(&dy, d_out).t(), View::rows(&xs, d_in));
         Ok((dx, Some(tensor_like(out, weight)?)))
     }
 }
@@ -277,11 +270,8 @@ impl CustomOp3 for Adapted {
         let (rows, rank) = (x.len() / d_in, a.len() / d_in);
         let weight = flat(&self.weight.values()?)?;
         let weight = weight.values()?;
-        let mut out = vec![0.0; rows * d_out];
-        let map = View::rows(&weight, d_in).t();
-        gemm((rows, d_in, d_out), View::rows(x, d_in), map, &mut out, d_out, 0.0, 1.0);
-        let mut low = vec![0.0; rows * rank];
-        gemm((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t(), &mut low, rank, 0.0, 1.0);
+        let mut out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight, d_in).t());
+        let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
         let up = View::rows(b, rank).t();
         gemm((rows, rank, d_out), View::rows(&low, rank), up, &mut out, d_out, 1.0, self.scale);
         Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
@@ -305,8 +295,7 @@ impl CustomOp3 for Adapted {
         let mut du = vec![0.0; rows * rank];
         gemm((rows, d_out, rank), view_dy, View::rows(&fb, rank), &mut du, rank, 0.0, self.scale);
         let dx = if x.track_op() {
-            let mut dx = vec![0.0; rows * d_in];
-            gemm((rows, d_out, d_in), view_dy, View::rows(&weight, d_in), &mut dx, d_in, 0.0, 1.0);
+            let mut dx = product((rows, d_out, d_in), view_dy, View::rows(&weight, d_in));
             gemm((rows, rank, d_in), View::rows(&du, rank), view_a, &mut dx, d_in, 1.0, 1.0);
             Some(tensor_like(dx, x)?)
         } else {
@@ -314,13 +303,10 @@ impl CustomOp3 for Adapted {
         };
         let (mut da, mut db) = (None, None);
         if a.track_op() {
-            let mut out = vec![0.0; rank * d_in];
-            gemm((rank, rows, d_in), View::rows(&du, rank).t(), view_x, &mut out, d_in, 0.0, 1.0);
-            da = Some(tensor_like(out, a)?);
+            da = Some(tensor_like(product((rank, rows, d_in), View::rows(&du, rank).t(), view_x), a)?);
         }
         if b.track_op() {
-            let mut low = vec![0.0; rows * rank];
-            gemm((rows, d_in, rank), view_x, view_a.t(), &mut low, rank, 0.0, 1.0);
+            let low = product((rows, d_in, rank), view_x, view_a.t());
             let mut out = vec![0.0; d_out * rank];
             gemm((d_out, rows, rank), view_dy.t(), View::rows(&low, rank), &mut out, rank, 0.0, self.scale);
             db = Some(tensor_like(out, b)?);

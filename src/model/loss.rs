@@ -1,12 +1,12 @@
-//! Next-token losses with their own backward pass.
+//! Losses with their own backward pass: of next tokens, and of what a block gives.
 
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use super::kernel::{contiguous, flat, for_indices, tensor_like};
+use super::kernel::{contiguous, flat, for_indices, for_rows, tensor_like};
 use crate::Result;
-use crate::math::float::softmax_prefix;
+use crate::math::float::{softmax_prefix, squares};
 
 /// What the predicted distribution is compared with.
 #[derive(Debug, Clone)]
@@ -73,6 +73,75 @@ pub fn kl_divergence(logits: &Tensor, reference: &Tensor, weights: &[f32]) -> Re
     let log = candle_nn::ops::log_softmax(logits, 1)?;
     let weights = Tensor::from_slice(weights, (rows, 1), logits.device())?;
     Ok(reference.exp()?.mul(&(reference - log)?)?.broadcast_mul(&weights)?.sum_all()?)
+}
+
+/// Weighted sum over rows of the squared distance to `target`, `Σ wᵢ ‖outputᵢ − targetᵢ‖²`.
+///
+/// *Shapes*: `output` and `target` `[rows, width]`, `weights` `[rows, 1]`. Scalar result. Differentiable in `output`.
+///
+/// # Errors
+/// When shapes disagree.
+pub fn squared_distance(output: &Tensor, target: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let (rows, _) = output.dims2()?;
+    if target.dims() != output.dims() || weights.dims() != [rows, 1] {
+        return Err(crate::Error::input(
+            "squared distance",
+            format!(
+                "expected targets {:?} and weights [{rows}, 1], got {:?} and {:?}",
+                output.dims(),
+                target.dims(),
+                weights.dims()
+            ),
+        ));
+    }
+    if output.device().is_cpu() {
+        let op = SquaredDistance { target: target.detach(), weights: weights.detach() };
+        return Ok(output.contiguous()?.apply_op1(op)?);
+    }
+    Ok((output - target)?.sqr()?.broadcast_mul(weights)?.sum_all()?)
+}
+
+struct SquaredDistance {
+    target: Tensor,
+    weights: Tensor,
+}
+
+impl CustomOp1 for SquaredDistance {
+    fn name(&self) -> &'static str {
+        "squared-distance"
+    }
+
+    fn cpu_fwd(&self, output: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (rows, width) = layout.shape().dims2()?;
+        let output = contiguous(output, layout)?;
+        let (target, weights) = (flat(&self.target)?, flat(&self.weights)?);
+        let (target, weights) = (target.values()?, weights.values()?);
+        let (target, weights): (&[f32], &[f32]) = (&target, &weights);
+        let distances = for_indices(rows, rows * width, |row| {
+            let (a, b) = (&output[row * width..][..width], &target[row * width..][..width]);
+            weights[row] * squares(a, b)
+        });
+        // Rows are few and may be many sizes apart.
+        let total: f64 = distances.iter().map(|v| f64::from(*v)).sum();
+        Ok((CpuStorage::F32(vec![total as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, output: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let scale = 2.0 * grad.to_scalar::<f32>()?;
+        let (_, width) = output.dims2()?;
+        let (values, target, weights) = (flat(output)?, flat(&self.target)?, flat(&self.weights)?);
+        let (values, target, weights) = (values.values()?, target.values()?, weights.values()?);
+        let (values, target, weights): (&[f32], &[f32], &[f32]) = (&values, &target, &weights);
+        let mut out = vec![0.0; values.len()];
+        for_rows(&mut out, width, |row, out| {
+            let (a, b) = (&values[row * width..][..width], &target[row * width..][..width]);
+            let factor = scale * weights[row];
+            for i in 0..width {
+                out[i] = factor * (a[i] - b[i]);
+            }
+        });
+        Ok(Some(tensor_like(out, output)?))
+    }
 }
 
 /// Log-probabilities of every row, detached: the reference of [`kl_divergence`].
@@ -151,5 +220,28 @@ impl CustomOp1 for Divergence {
             }
         }
         Ok(Some(tensor_like(out, logits)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::optimiser::host_values;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn the_fused_distance_and_its_gradient_are_those_of_plain_operations() {
+        let noise = |n: usize, k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<f32>>();
+        let make = |n: usize, shape: (usize, usize), k| Tensor::from_vec(noise(n, k), shape, &Device::Cpu).unwrap();
+        let (target, weights) = (make(33, (3, 11), 0.3), make(3, (3, 1), 1.7));
+        let output = Var::from_tensor(&make(33, (3, 11), 0.9)).unwrap();
+        let fused = squared_distance(output.as_tensor(), &target, &weights).unwrap();
+        let plain = (output.as_tensor() - &target).unwrap().sqr().unwrap().broadcast_mul(&weights).unwrap().sum_all();
+        let plain = plain.unwrap();
+        assert!((fused.to_scalar::<f32>().unwrap() - plain.to_scalar::<f32>().unwrap()).abs() < 1e-5);
+        let gradient = |loss: &Tensor| host_values(loss.backward().unwrap().get(&output).unwrap()).unwrap();
+        let (a, b) = (gradient(&fused), gradient(&plain));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+        assert!(squared_distance(output.as_tensor(), &weights, &weights).is_err());
     }
 }
