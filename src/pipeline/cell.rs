@@ -30,7 +30,7 @@ pub struct Cell {
     pub name: String,
     /// The adversary.
     pub spec: AttackSpec,
-    /// Blocks attacked; for `ablation` those whose directions are candidates.
+    /// Blocks attacked; for `ablation` and `abliteration` those whose directions are candidates.
     pub layers: Vec<usize>,
     /// Number of the repetition.
     pub seed: usize,
@@ -51,7 +51,7 @@ pub struct Fitted {
     pub choice: String,
     /// The search, or what an artefact is, in words; empty: none.
     pub search: String,
-    /// The change of weights that the edit acts on top of.
+    /// The change of weights that the edit acts on top of, or that is the attack.
     #[serde(default)]
     pub weights: Option<Reweighting>,
     /// Blocks that an artefact acts on; absent: the cell's.
@@ -112,13 +112,14 @@ impl Range<'_, '_> {
                 (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
                 (None, Method::Swept, _) => self.sweep(cell, subject)?,
                 (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject)?,
+                (None, Method::Abliterated, _) => self.abliterate(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
             fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
             if let Some(changed) = &changed {
                 fitted.search = spectrum(original.decoder, changed)?;
+                fitted.weights = weights.clone();
             }
-            fitted.weights = weights.clone();
             Ok(fitted)
         })
     }
@@ -317,8 +318,11 @@ impl Range<'_, '_> {
     /// A random edit of the size of an attack's.
     fn control(&self, cell: &Cell, attack: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
         let like = self.fit(attack, subject, side, None)?;
-        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
-        Ok(found(random_like(&like.edit, &mut stream)?, 0))
+        let stream = format!("attack/{}", place(cell, side));
+        Ok(match like.weights {
+            Some(like @ Reweighting::Abliterated(_)) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
+            _ => found(random_like(&like.edit, &mut Stream::new(self.bench.seed, &stream))?, 0),
+        })
     }
 
     fn candidate(&self, cell: &Cell, subject: Subject<'_>, edit: Edit, gradient_evaluations: u64) -> Result<Candidate> {
@@ -345,7 +349,7 @@ fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
     }
 }
 
-fn reweighed(weights: Reweighting) -> Fitted {
+pub(super) fn reweighed(weights: Reweighting) -> Fitted {
     Fitted { weights: Some(weights), ..found(Edit::Identity, 0) }
 }
 
@@ -378,7 +382,7 @@ fn sequences(spec: &AttackSpec) -> u64 {
 
 /// Name of a cell's place and side: a part of its random stream's name and of its units' keys. A searched row starts from
 /// the same edit as the row without a search.
-fn place(cell: &Cell, side: Side) -> String {
+pub(super) fn place(cell: &Cell, side: Side) -> String {
     let layers: Vec<String> = cell.layers.iter().map(usize::to_string).collect();
     let name = match &cell.control_of {
         Some(attack) => format!("random/{}", name_of(&settings(&attack.spec, None))),
@@ -404,6 +408,7 @@ pub fn name_of(spec: &AttackSpec) -> String {
     if !matches!(spec.kind.method(), Method::Control | Method::Given) {
         parts.push(format!("p{}", spec.pairs));
     }
+    parts.extend(spec.search_trials.map(|trials| format!("t{trials}")));
     if learned {
         parts.extend(spec.steps.map(|steps| format!("s{steps}")));
         if spec.batch != 10 {
@@ -435,6 +440,7 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
         AttackKind::ItiHeads => "iti-heads",
         AttackKind::Ablation => "ablation",
         AttackKind::SubspaceAblation => "subspace-ablation",
+        AttackKind::Abliteration => "abliteration",
         AttackKind::Imported => "imported",
         AttackKind::DeltaStrip => "delta-strip",
         AttackKind::Quantised => "quantised",

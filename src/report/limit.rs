@@ -4,7 +4,7 @@ use super::schema::{Access, Report};
 use super::wording::sentence;
 
 /// Attack kinds of the catalogue with what they are, to name those that a report lacks.
-const CATALOGUE: [(&str, &str); 9] = [
+const CATALOGUE: [(&str, &str); 10] = [
     ("noreft", "learned low-rank edits of a block's input"),
     ("loreft", "learned edits within an orthonormal subspace"),
     ("mean-difference", "steering along the difference of class means"),
@@ -13,6 +13,7 @@ const CATALOGUE: [(&str, &str); 9] = [
     ("iti-heads", "shifts of single attention heads"),
     ("ablation", "projecting the refusal direction out"),
     ("subspace-ablation", "projecting a whole subspace out"),
+    ("abliteration", "projecting the refusal direction out of the weights"),
     ("delta-strip", "subtracting the hardening with the un-hardened weights at hand"),
 ];
 
