@@ -10,6 +10,9 @@ pub mod form;
 pub mod learned;
 pub mod spec;
 pub mod steering;
+pub mod transport;
+
+mod probe;
 
 use crate::intervention::Edit;
 

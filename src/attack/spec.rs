@@ -28,6 +28,8 @@ pub enum AttackKind {
     InContextVector,
     /// Shifts of the attention heads that tell the classes apart best, towards the other class.
     ItiHeads,
+    /// Maps of the attention heads that tell the classes apart best: mean and covariance of the harmless class.
+    OptimalTransport,
     /// The refusal direction projected out everywhere.
     Ablation,
     /// A subspace of `rank` directions projected out everywhere.
@@ -76,7 +78,11 @@ impl AttackKind {
             Self::Loreft => Method::Learned(Form::Loreft),
             Self::Direft => Method::Learned(Form::Direft),
             Self::Lobireft => Method::Learned(Form::Lobireft),
-            Self::MeanDifference | Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads => Method::Swept,
+            Self::MeanDifference
+            | Self::PrincipalComponent
+            | Self::InContextVector
+            | Self::ItiHeads
+            | Self::OptimalTransport => Method::Swept,
             Self::Ablation | Self::SubspaceAblation => Method::Projected,
             Self::Abliteration => Method::Abliterated,
             Self::Imported => Method::Given,
@@ -176,7 +182,7 @@ pub struct AttackSpec {
     /// Blocks attacked, one cell each (`ablation` and `abliteration` take their direction there and act everywhere).
     #[serde(default)]
     pub layers: Layers,
-    /// Learned edits: one edit of all these blocks at once instead of a cell for each.
+    /// Learned edits, `optimal-transport`: one edit of all these blocks at once instead of a cell for each.
     #[serde(default)]
     pub joint: bool,
     /// Where the edit acts.
@@ -200,7 +206,8 @@ pub struct AttackSpec {
     /// Peak step size, decayed linearly to zero.
     #[serde(default = "paper_rate")]
     pub learning_rate: f64,
-    /// Strengths swept, of either sign: in multiples of the mean residual norm, for `iti-heads` of a head's spread.
+    /// Strengths swept, of either sign: in multiples of the mean residual norm, for `iti-heads` of a head's spread; for
+    /// `optimal-transport` parts of the way to the harmless class.
     #[serde(default)]
     pub coefficients: Vec<f64>,
     /// Search of a learned edit over its own settings; the row is the worst case.

@@ -11,6 +11,7 @@ use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::attack::spec::{AttackKind, AttackSpec, Layers, Method, Search};
 use crate::attack::steering::Steering;
+use crate::attack::transport::Transport;
 use crate::intervention::Edit;
 use crate::intervention::import::{self, Change, Terms};
 use crate::math::seed::Stream;
@@ -273,20 +274,45 @@ impl Range<'_, '_> {
         Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
     }
 
-    /// The strongest coefficient of either sign, chosen on the validation hazards.
+    /// The strongest setting, chosen on the validation hazards.
     fn sweep(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let steering =
-            Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
-        let mut best: Option<(Candidate, f64)> = None;
-        for coefficient in cell.spec.coefficients.iter().flat_map(|c| [-c, *c]) {
-            let edit = steering.edit(coefficient);
+        let settings = match cell.spec.kind {
+            AttackKind::OptimalTransport => self.transports(cell, subject)?,
+            _ => self.steerings(cell, subject)?,
+        };
+        let mut best: Option<(Candidate, String)> = None;
+        for (choice, edit) in settings {
             let candidate = self.candidate(cell, subject, edit, 0)?;
             if best.as_ref().is_none_or(|(best, _)| order(&candidate) > order(best)) {
-                best = Some((candidate, coefficient));
+                best = Some((candidate, choice));
             }
         }
-        let (best, coefficient) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
-        Ok(Fitted { choice: format!("coefficient {coefficient}"), ..found(best.edit, 0) })
+        let (best, choice) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
+        Ok(Fitted { choice, ..found(best.edit, 0) })
+    }
+
+    /// Vectors at every coefficient of either sign.
+    fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+        let steering =
+            Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
+        let coefficients = cell.spec.coefficients.iter().flat_map(|c| [-c, *c]);
+        Ok(coefficients.map(|c| (format!("coefficient {c}"), steering.edit(c))).collect())
+    }
+
+    /// Maps of few and of all heads from either contrast, at every part of the way.
+    fn transports(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+        let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
+        let mut settings = vec![];
+        for contrast in contrasts(data) {
+            let transport = Transport::find(&cell.layers, subject.decoder, data, contrast, pairs)?;
+            for heads in transport.counts() {
+                for part in &cell.spec.coefficients {
+                    let choice = format!("{heads} heads, hazards to {}, {part} of the way", contrast.name());
+                    settings.push((choice, transport.edit(heads, *part)));
+                }
+            }
+        }
+        Ok(settings)
     }
 
     /// The block whose direction, projected out everywhere, leaves fewest refusals, chosen on the validation hazards.
@@ -419,9 +445,9 @@ pub fn name_of(spec: &AttackSpec) -> String {
             None if spec.learning_rate != 4e-3 => parts.push(format!("lr{}", spec.learning_rate)),
             None => {}
         }
-        if spec.joint {
-            parts.push("joint".into());
-        }
+    }
+    if spec.joint {
+        parts.push("joint".into());
     }
     parts.join(" ")
 }
@@ -438,6 +464,7 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
         AttackKind::PrincipalComponent => "principal-component",
         AttackKind::InContextVector => "in-context-vector",
         AttackKind::ItiHeads => "iti-heads",
+        AttackKind::OptimalTransport => "optimal-transport",
         AttackKind::Ablation => "ablation",
         AttackKind::SubspaceAblation => "subspace-ablation",
         AttackKind::Abliteration => "abliteration",

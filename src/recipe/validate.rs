@@ -435,6 +435,7 @@ impl Checked for AttackSpec {
         if self.kind.method() == Method::Swept && self.coefficients.is_empty() {
             let unit = match self.kind {
                 AttackKind::ItiHeads => "in multiples of a head's spread",
+                AttackKind::OptimalTransport => "in parts of the way to the harmless class",
                 _ => "in multiples of the mean residual norm",
             };
             problems.add(join(at, "coefficients"), format!("expected one strength at least, {unit}"));
@@ -451,11 +452,14 @@ impl Checked for AttackSpec {
         }
         self.check_weights(at, problems);
         let learned = matches!(self.kind.method(), Method::Learned(_));
-        if self.joint && !learned {
-            problems.add(join(at, "joint"), "only learned edits have a joint form");
+        let transport = self.kind == AttackKind::OptimalTransport;
+        if self.joint && !learned && !transport {
+            problems.add(join(at, "joint"), "only learned edits and `optimal-transport` have a joint form");
         }
         for (i, value) in self.coefficients.iter().enumerate() {
-            problems.positive(&join(at, "coefficients"), &i.to_string(), value.abs(), 1e4);
+            // There is no way back to the harmless class.
+            let size = if transport { *value } else { value.abs() };
+            problems.positive(&join(at, "coefficients"), &i.to_string(), size, 1e4);
         }
         if let Some(search) = &self.search {
             let at = join(at, "search");
