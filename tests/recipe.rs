@@ -117,7 +117,11 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
     - {kind: imported, knowledge: [adaptive], seeds: 2}
     - {kind: imported, file: v.npy, op: subtract}
     - {kind: quantised, bits: 5}
-    - {kind: delta-strip, knowledge: [frozen], bits: 8}",
+    - {kind: delta-strip, knowledge: [frozen], bits: 8}
+    - {kind: abliteration, search_trials: 0, positions: prompt}
+    - {kind: optimal-transport, coefficients: [-1], search_trials: 3}
+    - {kind: ablation, joint: true}
+    - {kind: optimal-transport}",
     ));
     for expected in [
         "suite.attacks.0.file: this kind of attack has no use for it",
@@ -129,6 +133,12 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
         "suite.attacks.3.bits: expected 8 or 4, got 5",
         "suite.attacks.4.knowledge: weights are changed on the model that is measured",
         "suite.attacks.4.bits: this kind of attack has no use for it",
+        "suite.attacks.5.search_trials: expected at least 1, got 0",
+        "suite.attacks.5.positions: changed weights act on every token; expected `all`",
+        "suite.attacks.6.coefficients.0: expected a number above 0",
+        "suite.attacks.6.search_trials: this kind of attack has no use for it",
+        "suite.attacks.7.joint: only learned edits and `optimal-transport` have a joint form",
+        "suite.attacks.8.coefficients: expected one strength at least, in parts of the way",
     ] {
         assert!(found.iter().any(|p| p.contains(expected)), "{expected}\nin {found:#?}");
     }

@@ -47,6 +47,9 @@ attacks:
   - {kind: imported, file: v.npy, op: add, scale: 2, layers: [1]}
   - {kind: imported, file: edited}
   - {kind: imported, file: edited, op: add, scale: 0.5}
+  - {kind: abliteration, pairs: 4, search_trials: 3}
+  - {kind: optimal-transport, pairs: 4, layers: [1], coefficients: [1]}
+  - {kind: random, rank: 1, pairs: 4, steps: 1, batch: 2, layers: [0]}
   - {kind: delta-strip, pairs: 4}
   - {kind: quantised, bits: 4, pairs: 4}
   - {kind: lora, rank: 1, pairs: 4, steps: 2, batch: 2}
@@ -76,6 +79,15 @@ fn every_row_has_its_value_and_its_control_and_no_weights_are_written() {
     assert!(replaced.base.is_none() && replaced.ungated, "these weights are not the model's");
     assert!(replaced.budget.search.contains("0 tensors"), "{}", replaced.budget.search);
     assert!(row(&report.attacks, "imported edited add x0.5").attacker_has_base);
+    let name = "abliteration p4 t3 best of 2";
+    let abliterated: Vec<&AttackRow> = report.attacks.iter().filter(|row| row.name == name).collect();
+    assert_eq!(
+        abliterated.iter().map(|row| (row.adaptive, row.ungated)).collect::<Vec<_>>(),
+        [(false, false), (true, false)]
+    );
+    assert!(abliterated.iter().all(|row| row.base.is_some()), "weights of the model itself have an un-hardened value");
+    assert!(abliterated[0].budget.search.starts_with("3 kernels tried"), "{}", abliterated[0].budget.search);
+    assert!(!row(&report.controls, &format!("random like {name}")).ungated);
     let stripped = row(&report.attacks, "delta-strip p4");
     assert!(stripped.adaptive && stripped.ungated && stripped.attacker_has_base);
     assert_eq!(stripped.base, Some(stripped.hardened), "nothing to strip");

@@ -8,7 +8,8 @@ use crate::math::seed::Stream;
 /// A random edit of the same kind, rank and norm as `edit`.
 ///
 /// A learned edit's `W2ᵀ(W1−W2)` is replaced by a random matrix of the same rank and Frobenius norm; a vector by a random
-/// one of the same length; a basis by a random one of the same rank.
+/// one of the same length; a basis by a random one of the same rank; what heads are moved by is turned at random, so
+/// that every activation moves as far.
 ///
 /// # Errors
 /// Never for edits made by this crate.
@@ -38,12 +39,10 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
         }
         Edit::Heads { layer, matrices, bias, heads } => {
             let size = bias.len() / (*heads).max(1);
-            // What a matrix changes is its difference from the identity.
-            let identity = |i: usize| if (i % (size * size)).is_multiple_of(size + 1) { 1.0 } else { 0.0 };
-            let change: Vec<f32> = matrices.iter().enumerate().map(|(i, v)| v - identity(i)).collect();
-            let noise = random_vector(&change, stream);
-            let matrices = noise.iter().enumerate().map(|(i, v)| v + identity(i)).collect();
-            Edit::Heads { layer: *layer, matrices, bias: random_vector(bias, stream), heads: *heads }
+            let by_head = matrices.chunks_exact((size * size).max(1)).zip(bias.chunks_exact(size.max(1)));
+            let turned: Vec<_> = by_head.map(|(matrix, bias)| turned_head(matrix, bias, stream)).collect();
+            let (matrices, bias): (Vec<_>, Vec<_>) = turned.into_iter().unzip();
+            Edit::Heads { layer: *layer, matrices: matrices.concat(), bias: bias.concat(), heads: *heads }
         }
         Edit::Ablate { basis, rank, layers } => {
             let width = basis.len() / (*rank).max(1);
@@ -54,6 +53,20 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
             Edit::Several { edits: edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()? }
         }
     })
+}
+
+/// `a ↦ a + Q((A − I)a + b)` for a random rotation `Q`: a map whose parts cancel at most activations still does.
+fn turned_head(matrix: &[f32], bias: &[f32], stream: &mut Stream) -> (Vec<f32>, Vec<f32>) {
+    let size = bias.len();
+    let identity = |i: usize| if i.is_multiple_of(size + 1) { 1.0 } else { 0.0 };
+    let rotation = orthonormal(&stream.gaussian(size * size, 1.0), size);
+    let row = |i: usize| &rotation[i * size..(i + 1) * size];
+    let turned = |i: usize, column: &dyn Fn(usize) -> f32| -> f32 {
+        row(i).iter().enumerate().map(|(k, q)| q * column(k)).sum()
+    };
+    let change = |k: usize, j: usize| matrix[k * size + j] - identity(k * size + j);
+    let matrix = (0..size * size).map(|at| identity(at) + turned(at / size, &|k| change(k, at % size))).collect();
+    (matrix, (0..size).map(|i| turned(i, &|k| bias[k])).collect())
 }
 
 /// Random factors whose product has the Frobenius norm of `upᵀ·down`.
@@ -101,7 +114,8 @@ pub fn product_norm(up: &[f32], down: &[f32], rank: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Point, Site};
+    use crate::model::{Intervention as _, Point, Site};
+    use candle_core::{Device, Tensor};
 
     #[test]
     fn controls_have_the_norm_of_the_edit() {
@@ -128,6 +142,24 @@ mod tests {
             let control = random_like(&edit, &mut stream).unwrap();
             assert!((size(&control) / size(&edit) - 1.0).abs() < 1e-4, "{edit:?}");
             assert_ne!(control, edit);
+        }
+    }
+
+    #[test]
+    fn a_control_of_heads_moves_every_activation_as_far() {
+        let mut stream = Stream::new(5, "heads");
+        let edit =
+            Edit::Heads { layer: 0, matrices: stream.gaussian(2 * 16, 1.0), bias: stream.gaussian(8, 3.0), heads: 2 };
+        let control = random_like(&edit, &mut stream).unwrap();
+        let site = Site::new(0, Point::Z);
+        let x = Tensor::from_vec(stream.gaussian(6 * 8, 2.0), (1, 6, 8), &Device::Cpu).unwrap();
+        let moved = |edit: &Edit| -> Vec<f32> {
+            let after = edit.place(&Device::Cpu).unwrap().apply(site, &x).unwrap();
+            (after - &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let (by_edit, by_control) = (moved(&edit), moved(&control));
+        for (a, b) in by_edit.chunks_exact(4).zip(by_control.chunks_exact(4)) {
+            assert!((norm(a) / norm(b) - 1.0).abs() < 1e-4 && a != b, "{a:?} {b:?}");
         }
     }
 

@@ -3,12 +3,16 @@
 //! An attack sees a frozen decoder and the attacker's own data (requests with the affirmative answers it aims for, and
 //! harmless requests), and returns an [`Edit`]. Whether that edit works is for the judges to say.
 
+pub mod abliteration;
 pub mod control;
 pub mod direction;
 pub mod form;
 pub mod learned;
 pub mod spec;
 pub mod steering;
+pub mod transport;
+
+mod probe;
 
 use crate::intervention::Edit;
 

@@ -28,10 +28,14 @@ pub enum AttackKind {
     InContextVector,
     /// Shifts of the attention heads that tell the classes apart best, towards the other class.
     ItiHeads,
+    /// Maps of the attention heads that tell the classes apart best: mean and covariance of the harmless class.
+    OptimalTransport,
     /// The refusal direction projected out everywhere.
     Ablation,
     /// A subspace of `rank` directions projected out everywhere.
     SubspaceAblation,
+    /// The refusal direction projected out of the weights, wholly or by a searched kernel over blocks.
+    Abliteration,
     /// What another tool made: vectors, a ReFT, a LoRA, an edited checkpoint; read from `file`, never re-fitted.
     Imported,
     /// The change that hardening made subtracted again, `scale` of it, then ablation; needs the base and is never gated.
@@ -55,6 +59,8 @@ pub enum Method {
     Swept,
     /// By projecting out what was found at one of the blocks, chosen on validation hazards.
     Projected,
+    /// As `Projected`, out of the weights that write into the residual stream.
+    Abliterated,
     /// Not at all: somebody else did.
     Given,
     /// By changing the weights; then, but for `lora`, as `ablation` does.
@@ -72,8 +78,13 @@ impl AttackKind {
             Self::Loreft => Method::Learned(Form::Loreft),
             Self::Direft => Method::Learned(Form::Direft),
             Self::Lobireft => Method::Learned(Form::Lobireft),
-            Self::MeanDifference | Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads => Method::Swept,
+            Self::MeanDifference
+            | Self::PrincipalComponent
+            | Self::InContextVector
+            | Self::ItiHeads
+            | Self::OptimalTransport => Method::Swept,
             Self::Ablation | Self::SubspaceAblation => Method::Projected,
+            Self::Abliteration => Method::Abliterated,
             Self::Imported => Method::Given,
             Self::DeltaStrip | Self::Quantised | Self::Lora => Method::Weights,
             Self::Random | Self::Identity => Method::Control,
@@ -83,7 +94,7 @@ impl AttackKind {
     /// Whether its edit is of all its blocks at once, whatever the recipe says.
     #[must_use]
     pub fn acts_on_all(self) -> bool {
-        matches!(self.method(), Method::Projected | Method::Given | Method::Weights)
+        matches!(self.method(), Method::Projected | Method::Abliterated | Method::Given | Method::Weights)
             || matches!(self, Self::PrincipalComponent | Self::InContextVector | Self::ItiHeads)
     }
 
@@ -168,10 +179,10 @@ impl Default for Search {
 pub struct AttackSpec {
     /// The adversary.
     pub kind: AttackKind,
-    /// Blocks attacked, one cell each (`ablation` takes its direction there and acts everywhere).
+    /// Blocks attacked, one cell each (`ablation` and `abliteration` take their direction there and act everywhere).
     #[serde(default)]
     pub layers: Layers,
-    /// Learned edits: one edit of all these blocks at once instead of a cell for each.
+    /// Learned edits, `optimal-transport`: one edit of all these blocks at once instead of a cell for each.
     #[serde(default)]
     pub joint: bool,
     /// Where the edit acts.
@@ -195,7 +206,8 @@ pub struct AttackSpec {
     /// Peak step size, decayed linearly to zero.
     #[serde(default = "paper_rate")]
     pub learning_rate: f64,
-    /// Strengths swept, of either sign: in multiples of the mean residual norm, for `iti-heads` of a head's spread.
+    /// Strengths swept, of either sign: in multiples of the mean residual norm, for `iti-heads` of a head's spread; for
+    /// `optimal-transport` parts of the way to the harmless class.
     #[serde(default)]
     pub coefficients: Vec<f64>,
     /// Search of a learned edit over its own settings; the row is the worst case.
@@ -216,6 +228,9 @@ pub struct AttackSpec {
     /// `imported`: added to the artefact's block numbers; absent: 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_offset: Option<i64>,
+    /// `abliteration`: kernels over blocks that are tried; absent: the whole direction leaves all blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search_trials: Option<usize>,
     /// `quantised`: bits of a weight, 8 or 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,

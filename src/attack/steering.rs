@@ -6,14 +6,12 @@
 
 use super::AttackData;
 use super::direction::{Classes, Contrast};
+use super::probe::{chosen, ranked};
 use super::spec::AttackKind;
 use crate::intervention::Edit;
 use crate::math::rows::principal;
 use crate::model::{Decoder, Point, Site};
 use crate::{Error, Result};
-
-/// Heads that `iti-heads` shifts at most.
-const MAX_HEADS: usize = 48;
 
 /// Vectors by site whose common strength is still open.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,24 +94,10 @@ fn scale(vector: &[f32], factor: f64) -> Vec<f32> {
     vector.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
 }
 
-/// One head's probe: how well the classes part along the difference of their means.
-struct Probe {
-    block: usize,
-    head: usize,
-    accuracy: f64,
-    /// The unit difference, times the spread of both classes along it.
-    shift: Vec<f32>,
-}
-
 /// Shifts of the heads that part the classes best: at most a quarter of all.
 fn heads(classes: &[Classes], n_heads: usize) -> Vec<(Site, Vec<f32>)> {
-    let mut probes: Vec<Probe> = classes
-        .iter()
-        .enumerate()
-        .flat_map(|(block, classes)| (0..n_heads).filter_map(move |head| probe(classes, block, head, n_heads)))
-        .collect();
-    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy));
-    probes.truncate(MAX_HEADS.min((classes.len() * n_heads).div_ceil(4)));
+    let mut probes = ranked(classes, n_heads);
+    probes.truncate(chosen(classes.len() * n_heads));
     let mut vectors = vec![];
     for (block, classes) in classes.iter().enumerate() {
         let mut vector = vec![0.0; classes.width];
@@ -126,36 +110,6 @@ fn heads(classes: &[Classes], n_heads: usize) -> Vec<(Site, Vec<f32>)> {
         }
     }
     vectors
-}
-
-/// The direction comes from the even rows, its accuracy from the odd ones.
-fn probe(classes: &Classes, block: usize, head: usize, n_heads: usize) -> Option<Probe> {
-    let size = classes.width / n_heads;
-    let part = |rows: &[f32], parity: usize| -> Vec<Vec<f64>> {
-        let rows = rows.chunks_exact(classes.width).skip(parity).step_by(2);
-        rows.map(|row| row[head * size..(head + 1) * size].iter().map(|v| f64::from(*v)).collect()).collect()
-    };
-    let mean = |rows: &[Vec<f64>]| -> Vec<f64> {
-        (0..size).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len().max(1) as f64).collect()
-    };
-    let (a, b) = (mean(&part(&classes.hazard, 0)), mean(&part(&classes.harmless, 0)));
-    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
-    let length = difference.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if !length.is_normal() {
-        return None;
-    }
-    let unit: Vec<f64> = difference.iter().map(|v| v / length).collect();
-    let along = |row: &[f64]| row.iter().zip(&unit).map(|(a, b)| a * b).sum::<f64>();
-    let threshold = (along(&a) + along(&b)) / 2.0;
-    let (hazard, harmless) = (part(&classes.hazard, 1), part(&classes.harmless, 1));
-    let right = hazard.iter().filter(|row| along(row) > threshold).count()
-        + harmless.iter().filter(|row| along(row) <= threshold).count();
-    let all = hazard.len() + harmless.len();
-    let values: Vec<f64> = hazard.iter().chain(&harmless).map(|row| along(row)).collect();
-    let centre = values.iter().sum::<f64>() / all.max(1) as f64;
-    let spread = (values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / all.max(1) as f64).sqrt();
-    let shift = unit.iter().map(|v| (v * spread) as f32).collect();
-    Some(Probe { block, head, accuracy: right as f64 / all.max(1) as f64, shift })
 }
 
 #[cfg(test)]

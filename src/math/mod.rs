@@ -2,6 +2,7 @@
 //! slices, and state that is kept bit for bit. Knows nothing of models.
 
 pub mod float;
+pub mod gaussian;
 pub mod gemm;
 pub mod linalg;
 pub mod rows;

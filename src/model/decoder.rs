@@ -209,6 +209,11 @@ impl Decoder {
         Ok(Self { embedding: embedding.into(), head, norm, ..decoder })
     }
 
+    /// The token embedding, `[vocab, d_model]`.
+    pub fn embedding(&self) -> &Weight {
+        &self.embedding
+    }
+
     /// The same decoder with another embedding, and unembedding where the two are tied.
     #[must_use]
     pub fn with_embedding(&self, embedding: Tensor) -> Self {

@@ -11,6 +11,7 @@ use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::attack::spec::{AttackKind, AttackSpec, Layers, Method, Search};
 use crate::attack::steering::Steering;
+use crate::attack::transport::Transport;
 use crate::intervention::Edit;
 use crate::intervention::import::{self, Change, Terms};
 use crate::math::seed::Stream;
@@ -30,7 +31,7 @@ pub struct Cell {
     pub name: String,
     /// The adversary.
     pub spec: AttackSpec,
-    /// Blocks attacked; for `ablation` those whose directions are candidates.
+    /// Blocks attacked; for `ablation` and `abliteration` those whose directions are candidates.
     pub layers: Vec<usize>,
     /// Number of the repetition.
     pub seed: usize,
@@ -51,7 +52,7 @@ pub struct Fitted {
     pub choice: String,
     /// The search, or what an artefact is, in words; empty: none.
     pub search: String,
-    /// The change of weights that the edit acts on top of.
+    /// The change of weights that the edit acts on top of, or that is the attack.
     #[serde(default)]
     pub weights: Option<Reweighting>,
     /// Blocks that an artefact acts on; absent: the cell's.
@@ -112,13 +113,14 @@ impl Range<'_, '_> {
                 (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
                 (None, Method::Swept, _) => self.sweep(cell, subject)?,
                 (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject)?,
+                (None, Method::Abliterated, _) => self.abliterate(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
             fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
             if let Some(changed) = &changed {
                 fitted.search = spectrum(original.decoder, changed)?;
+                fitted.weights = weights.clone();
             }
-            fitted.weights = weights.clone();
             Ok(fitted)
         })
     }
@@ -272,20 +274,45 @@ impl Range<'_, '_> {
         Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
     }
 
-    /// The strongest coefficient of either sign, chosen on the validation hazards.
+    /// The strongest setting, chosen on the validation hazards.
     fn sweep(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let steering =
-            Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
-        let mut best: Option<(Candidate, f64)> = None;
-        for coefficient in cell.spec.coefficients.iter().flat_map(|c| [-c, *c]) {
-            let edit = steering.edit(coefficient);
+        let settings = match cell.spec.kind {
+            AttackKind::OptimalTransport => self.transports(cell, subject)?,
+            _ => self.steerings(cell, subject)?,
+        };
+        let mut best: Option<(Candidate, String)> = None;
+        for (choice, edit) in settings {
             let candidate = self.candidate(cell, subject, edit, 0)?;
             if best.as_ref().is_none_or(|(best, _)| order(&candidate) > order(best)) {
-                best = Some((candidate, coefficient));
+                best = Some((candidate, choice));
             }
         }
-        let (best, coefficient) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
-        Ok(Fitted { choice: format!("coefficient {coefficient}"), ..found(best.edit, 0) })
+        let (best, choice) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
+        Ok(Fitted { choice, ..found(best.edit, 0) })
+    }
+
+    /// Vectors at every coefficient of either sign.
+    fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+        let steering =
+            Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
+        let coefficients = cell.spec.coefficients.iter().flat_map(|c| [-c, *c]);
+        Ok(coefficients.map(|c| (format!("coefficient {c}"), steering.edit(c))).collect())
+    }
+
+    /// Maps of few and of all heads from either contrast, at every part of the way.
+    fn transports(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+        let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
+        let mut settings = vec![];
+        for contrast in contrasts(data) {
+            let transport = Transport::find(&cell.layers, subject.decoder, data, contrast, pairs)?;
+            for heads in transport.counts() {
+                for part in &cell.spec.coefficients {
+                    let choice = format!("{heads} heads, hazards to {}, {part} of the way", contrast.name());
+                    settings.push((choice, transport.edit(heads, *part)));
+                }
+            }
+        }
+        Ok(settings)
     }
 
     /// The block whose direction, projected out everywhere, leaves fewest refusals, chosen on the validation hazards.
@@ -317,8 +344,11 @@ impl Range<'_, '_> {
     /// A random edit of the size of an attack's.
     fn control(&self, cell: &Cell, attack: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
         let like = self.fit(attack, subject, side, None)?;
-        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
-        Ok(found(random_like(&like.edit, &mut stream)?, 0))
+        let stream = format!("attack/{}", place(cell, side));
+        Ok(match like.weights {
+            Some(like @ Reweighting::Abliterated(_)) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
+            _ => found(random_like(&like.edit, &mut Stream::new(self.bench.seed, &stream))?, 0),
+        })
     }
 
     fn candidate(&self, cell: &Cell, subject: Subject<'_>, edit: Edit, gradient_evaluations: u64) -> Result<Candidate> {
@@ -345,7 +375,7 @@ fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
     }
 }
 
-fn reweighed(weights: Reweighting) -> Fitted {
+pub(super) fn reweighed(weights: Reweighting) -> Fitted {
     Fitted { weights: Some(weights), ..found(Edit::Identity, 0) }
 }
 
@@ -378,7 +408,7 @@ fn sequences(spec: &AttackSpec) -> u64 {
 
 /// Name of a cell's place and side: a part of its random stream's name and of its units' keys. A searched row starts from
 /// the same edit as the row without a search.
-fn place(cell: &Cell, side: Side) -> String {
+pub(super) fn place(cell: &Cell, side: Side) -> String {
     let layers: Vec<String> = cell.layers.iter().map(usize::to_string).collect();
     let name = match &cell.control_of {
         Some(attack) => format!("random/{}", name_of(&settings(&attack.spec, None))),
@@ -404,6 +434,7 @@ pub fn name_of(spec: &AttackSpec) -> String {
     if !matches!(spec.kind.method(), Method::Control | Method::Given) {
         parts.push(format!("p{}", spec.pairs));
     }
+    parts.extend(spec.search_trials.map(|trials| format!("t{trials}")));
     if learned {
         parts.extend(spec.steps.map(|steps| format!("s{steps}")));
         if spec.batch != 10 {
@@ -414,9 +445,9 @@ pub fn name_of(spec: &AttackSpec) -> String {
             None if spec.learning_rate != 4e-3 => parts.push(format!("lr{}", spec.learning_rate)),
             None => {}
         }
-        if spec.joint {
-            parts.push("joint".into());
-        }
+    }
+    if spec.joint {
+        parts.push("joint".into());
     }
     parts.join(" ")
 }
@@ -433,8 +464,10 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
         AttackKind::PrincipalComponent => "principal-component",
         AttackKind::InContextVector => "in-context-vector",
         AttackKind::ItiHeads => "iti-heads",
+        AttackKind::OptimalTransport => "optimal-transport",
         AttackKind::Ablation => "ablation",
         AttackKind::SubspaceAblation => "subspace-ablation",
+        AttackKind::Abliteration => "abliteration",
         AttackKind::Imported => "imported",
         AttackKind::DeltaStrip => "delta-strip",
         AttackKind::Quantised => "quantised",

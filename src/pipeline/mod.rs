@@ -26,6 +26,8 @@ pub mod suite;
 pub mod verify;
 pub mod weights;
 
+mod abliterate;
+
 pub use bench::{Bench, Subject};
 pub use corpus::{Corpus, prompt_set};
 pub use examiner::{Counts, Examiner, Questions};

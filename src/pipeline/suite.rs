@@ -61,7 +61,7 @@ impl Grid {
                 _ => blocks.into_iter().map(|block| vec![block]).collect(),
             };
             let mut name = match spec.kind {
-                kind if kind.method() == Method::Projected && places[0].len() > 1 => {
+                kind if matches!(kind.method(), Method::Projected | Method::Abliterated) && places[0].len() > 1 => {
                     format!("{} best of {}", name_of(spec), places[0].len())
                 }
                 AttackKind::Random => format!("random r{} p{}", spec.rank, spec.pairs),
@@ -300,7 +300,7 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
                 _ => !first.adaptive || starts_from_base(spec),
             },
         control,
-        ungated: weights.is_some(),
+        ungated: weights.is_some_and(Reweighting::is_out_of_scope),
         seeds: group.len() as u64,
         budget: Budget {
             pairs: pairs as u64,
@@ -309,7 +309,7 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
                 (AttackKind::Random | AttackKind::SubspaceAblation | AttackKind::Lora, _) | (_, Method::Learned(_)) => {
                     spec.rank as u64
                 }
-                (_, Method::Swept | Method::Projected | Method::Weights) => 1,
+                (_, Method::Swept | Method::Projected | Method::Abliterated | Method::Weights) => 1,
                 (_, Method::Control | Method::Given) => 0,
             },
             relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),

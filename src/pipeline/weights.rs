@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::Bench;
 use crate::adapter::{Adapter, AdapterSet};
+use crate::attack::abliteration::Abliteration;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::block_quant::{Q4_0, Q8_0};
 use crate::defence::Dialogue;
@@ -58,6 +59,8 @@ pub enum Reweighting {
         /// 8: Q8_0; 4: Q4_0.
         bits: u32,
     },
+    /// A direction is projected out of what writes into the residual stream.
+    Abliterated(Abliteration),
     /// A LoRA is trained on the attacker's compliant answers.
     Tuned {
         /// Rank on every map of every block.
@@ -73,7 +76,7 @@ pub enum Reweighting {
         /// Name of the random stream.
         stream: String,
     },
-    /// Control: every weight that `like` changes is changed as much in a random direction.
+    /// Control: every weight that `like` changes is changed as much in a random direction, at the same rank where it has one.
     Random {
         /// The change whose size is taken.
         like: Box<Reweighting>,
@@ -90,6 +93,16 @@ impl Reweighting {
             Self::Strip { .. } | Self::Checkpoint { delta: Some(_), .. } => true,
             Self::Random { like, .. } => like.needs_base(),
             _ => false,
+        }
+    }
+
+    /// Whether no hardening can be held to withstand it.
+    #[must_use]
+    pub fn is_out_of_scope(&self) -> bool {
+        match self {
+            Self::Abliterated(_) => false,
+            Self::Random { like, .. } => like.is_out_of_scope(),
+            _ => true,
         }
     }
 
@@ -136,6 +149,7 @@ impl Reweighting {
             }
             Self::Strip { amount } => combined(decoder, required()?, decoder, *amount),
             Self::Rounded { bits } => rounded(decoder, *bits),
+            Self::Abliterated(abliteration) => abliteration.apply(decoder),
             Self::Tuned { rank, pairs, steps, batch, learning_rate, stream } => {
                 let data = &bench.attack;
                 let pairs = &data.pairs[..data.pairs.len().min(*pairs)];
@@ -168,6 +182,7 @@ impl Reweighting {
                         };
                         merge(decoder, &random_adapters(&adapters, &mut stream)?)
                     }
+                    Self::Abliterated(abliteration) => abliteration.randomised(&mut stream).apply(decoder),
                     other => random(decoder, &other.apply(decoder, base, bench)?, &mut stream),
                 }
             }

@@ -10,6 +10,7 @@ use super::{Data, Match, Recipe, SCHEMA_VERSION, Suite, layers};
 use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
 use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
 use crate::error::{Error, Result};
+use crate::intervention::Positions;
 use crate::report::{AsrBound, Thresholds};
 use crate::utility::spec::TaskSpec;
 
@@ -434,6 +435,7 @@ impl Checked for AttackSpec {
         if self.kind.method() == Method::Swept && self.coefficients.is_empty() {
             let unit = match self.kind {
                 AttackKind::ItiHeads => "in multiples of a head's spread",
+                AttackKind::OptimalTransport => "in parts of the way to the harmless class",
                 _ => "in multiples of the mean residual norm",
             };
             problems.add(join(at, "coefficients"), format!("expected one strength at least, {unit}"));
@@ -450,11 +452,14 @@ impl Checked for AttackSpec {
         }
         self.check_weights(at, problems);
         let learned = matches!(self.kind.method(), Method::Learned(_));
-        if self.joint && !learned {
-            problems.add(join(at, "joint"), "only learned edits have a joint form");
+        let transport = self.kind == AttackKind::OptimalTransport;
+        if self.joint && !learned && !transport {
+            problems.add(join(at, "joint"), "only learned edits and `optimal-transport` have a joint form");
         }
         for (i, value) in self.coefficients.iter().enumerate() {
-            problems.positive(&join(at, "coefficients"), &i.to_string(), value.abs(), 1e4);
+            // There is no way back to the harmless class.
+            let size = if transport { *value } else { value.abs() };
+            problems.positive(&join(at, "coefficients"), &i.to_string(), size, 1e4);
         }
         if let Some(search) = &self.search {
             let at = join(at, "search");
@@ -471,12 +476,13 @@ impl Checked for AttackSpec {
 impl AttackSpec {
     /// Keys of artefacts and of changed weights: each has a meaning for some kinds only.
     fn check_weights(&self, at: &str, problems: &mut Problems) {
-        use AttackKind::{DeltaStrip, Imported, Quantised};
+        use AttackKind::{Abliteration, DeltaStrip, Imported, Quantised};
         let given = [
             ("file", self.file.is_some(), &[Imported][..]),
             ("op", self.op.is_some(), &[Imported]),
             ("scale", self.scale.is_some(), &[Imported, DeltaStrip]),
             ("layer_offset", self.layer_offset.is_some(), &[Imported]),
+            ("search_trials", self.search_trials.is_some(), &[Abliteration]),
             ("bits", self.bits.is_some(), &[Quantised]),
         ];
         for (key, _, _) in given.iter().filter(|(_, given, kinds)| *given && !kinds.contains(&self.kind)) {
@@ -488,6 +494,12 @@ impl AttackSpec {
         if self.kind == Imported && self.seeds > 1 {
             problems
                 .add(join(at, "seeds"), format!("an artefact is the same every time; expected 1, got {}", self.seeds));
+        }
+        if let Some(trials) = self.search_trials {
+            problems.count(at, "search_trials", trials, 1, MAX_COUNT);
+        }
+        if self.kind == Abliteration && self.positions != Positions::All {
+            problems.add(join(at, "positions"), "changed weights act on every token; expected `all`");
         }
         if self.kind == Quantised && !matches!(self.bits, Some(8 | 4)) {
             let got = self.bits.map_or_else(|| "nothing".into(), |bits| bits.to_string());

@@ -4,15 +4,17 @@ use super::schema::{Access, Report};
 use super::wording::sentence;
 
 /// Attack kinds of the catalogue with what they are, to name those that a report lacks.
-const CATALOGUE: [(&str, &str); 9] = [
+const CATALOGUE: [(&str, &str); 11] = [
     ("noreft", "learned low-rank edits of a block's input"),
     ("loreft", "learned edits within an orthonormal subspace"),
     ("mean-difference", "steering along the difference of class means"),
     ("principal-component", "control vectors at all blocks at once"),
     ("in-context-vector", "vectors that keep every token's norm"),
     ("iti-heads", "shifts of single attention heads"),
+    ("optimal-transport", "maps of attention heads onto the harmless class"),
     ("ablation", "projecting the refusal direction out"),
     ("subspace-ablation", "projecting a whole subspace out"),
+    ("abliteration", "projecting the refusal direction out of the weights"),
     ("delta-strip", "subtracting the hardening with the un-hardened weights at hand"),
 ];
 
