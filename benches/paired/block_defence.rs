@@ -30,8 +30,8 @@ const TRAIN: usize = 96;
 const HELD_OUT: usize = 32;
 /// Size of the edit in units of the block input's mean norm.
 const SIZE: f32 = 0.5;
-/// The reference gets this many times our time before its turn ends.
-const PATIENCE: f64 = 60.0;
+/// The reference gets this many times our time before its turn ends, and no more than so many seconds.
+const PATIENCE: (f64, f64) = (60.0, 300.0);
 
 /// Always the same edit: what is measured is the defence.
 struct Fixed(Edit);
@@ -94,7 +94,7 @@ pub fn run() -> Outcome<Vec<Pair>> {
         // The reference goes on until it is as good, or its patience ends.
         let mut peer = Peer::start("block-defence", &settings)?;
         let (mut theirs, mut steps, mut error) = (0.0, 0, f64::MAX);
-        while error > reached && theirs < PATIENCE * ours {
+        while error > reached && theirs < (PATIENCE.0 * ours).min(PATIENCE.1) {
             let answer = peer.ask("4")?;
             (theirs, steps, error) =
                 (theirs + answer[0].as_f64().unwrap_or(0.0), steps + 4, answer[1].as_f64().unwrap_or(f64::MAX));

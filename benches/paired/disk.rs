@@ -18,7 +18,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_immunise");
 /// Adapters into all maps of a checkpoint of a gigabyte, and the digests of what was written, against a copy with digests.
 pub fn merge() -> Outcome<Vec<Pair>> {
     let mut blueprint = smollm2(60, 49152);
-    (blueprint.d_model, blueprint.d_ff, blueprint.n_heads) = (1024, 2816, 16);
+    (blueprint.d_model, blueprint.d_ff, blueprint.n_heads, blueprint.n_kv_heads) = (1024, 2816, 16, 4);
     let root = tempfile::tempdir()?;
     let base = root.path().join("base");
     write(&base, &blueprint, 4)?;
