@@ -44,7 +44,7 @@ impl<'a> View<'a> {
 /// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. Nothing is written twice: the result's memory is not cleared beforehand.
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm()`].
 #[must_use]
 pub fn product((m, k, n): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
     assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
