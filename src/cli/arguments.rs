@@ -53,8 +53,8 @@ pub struct Compute {
     /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where build and machine have one.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Memory that may be taken, such as `24GiB`, of the GPU where one computes; what is free unless given. Weights that do not
-    /// fit stay in their files and are read at every use.
+    /// Memory that may be taken, such as `24GiB`: of the GPU where one computes, else of the host, whose free memory is the limit
+    /// unless given. Weights that do not fit stay in their files and are read at every use.
     #[arg(long, value_name = "SIZE", value_parser = device::parse_memory)]
     memory: Option<u64>,
 }

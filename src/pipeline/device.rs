@@ -65,12 +65,13 @@ impl Demand {
 }
 
 impl Machine {
-    /// A machine with this much memory; without a figure: what is free on the host now, or no limit where that cannot be
-    /// told.
+    /// A machine with this much memory; without a figure: most of what is free on the host now, or no limit where that
+    /// cannot be told, as of an accelerator's memory.
     #[must_use]
     pub fn new(device: Device, memory: Option<u64>) -> Self {
-        let free = || free_memory().map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
-        Self { device, memory: memory.unwrap_or_else(free) }
+        let free = if device.is_cpu() { free_memory() } else { None };
+        let limit = free.map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
+        Self { device, memory: memory.unwrap_or(limit) }
     }
 
     /// Where the matrices of decoders of one shape are to be, and the bytes that are needed so, roughly.
