@@ -17,7 +17,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use immunise::defence::et::{self, Faults};
 use immunise::defence::spec::EtSpec;
-use immunise::defence::{Adversary, DefenceData, Dialogue, Forgetful, Given, Weighed};
+use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, Weighed};
 use immunise::event::Silent;
 use immunise::intervention::Edit;
 use immunise::math::float::start_workers;
@@ -27,7 +27,7 @@ use immunise::model::{Blueprint, Decoder, Module};
 use immunise::pipeline::device;
 use pair::{HEAD, Outcome, Pair, Peer, median, seconds};
 use serde_json::json;
-use steps::{AttackFit, BlockStep, described, with};
+use steps::{AttackFit, BlockStep, Fixed, described, with};
 
 /// Tokens of a train step.
 const SHAPE: (usize, usize) = (16, 64);
@@ -147,20 +147,11 @@ fn matmul_peak(device: &Device) -> Outcome<f64> {
     Ok(2.0 * (n as f64).powi(3) / median(&times))
 }
 
-/// An edit that is always the same: what is measured is the defence.
-struct Fixed(usize);
-
-impl Adversary for Fixed {
-    fn fit(&self, decoder: &Decoder, layer: usize, attempt: usize) -> immunise::Result<Edit> {
-        let (rank, d) = (self.0, decoder.blueprint().d_model);
-        let mut stream = Stream::new(attempt as u64, "edit");
-        let bound = (d as f64).powf(-0.5);
-        Ok(Edit::LowRank { layer, rank, w1: stream.uniform(rank * d, bound), w2: stream.uniform(rank * d, bound) })
-    }
-
-    fn success(&self, _: &Decoder, _: &Edit) -> immunise::Result<f64> {
-        Ok(0.0)
-    }
+/// A random rank-2 edit of a block's input.
+fn random_edit(decoder: &Decoder, layer: usize) -> Edit {
+    let (rank, d) = (2, decoder.blueprint().d_model);
+    let (mut stream, bound) = (Stream::new(0, "edit"), (d as f64).powf(-0.5));
+    Edit::LowRank { layer, rank, w1: stream.uniform(rank * d, bound), w2: stream.uniform(rank * d, bound) }
 }
 
 /// Seconds of `et` on all blocks.
@@ -170,7 +161,7 @@ fn local_stage(decoder: &Decoder) -> Outcome<f64> {
     let list = |name: &str| shape::tokens(64, 64, vocab, name).into_iter().map(dialogue).collect();
     let data = DefenceData { hazards: list("hazards"), anchors: list("anchors"), ..DefenceData::default() };
     let spec = EtSpec { rank: RANK, steps: STEPS, rounds: 1, prompts: 64, anchors: 64, ..EtSpec::default() };
-    let given = Given { weights: Weighed::from(decoder), data: &data, adversary: &Fixed(2), seed: 0 };
+    let given = Given { weights: Weighed::from(decoder), data: &data, adversary: &Fixed(random_edit), seed: 0 };
     let layers: Vec<usize> = (0..decoder.n_layers()).collect();
     let start = Instant::now();
     et::run(&spec, Faults::Avoided, &layers, &given, &Silent, &mut Forgetful::default())?;

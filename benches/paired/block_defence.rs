@@ -10,7 +10,7 @@ use immunise::data::{Kind, PromptSet};
 use immunise::defence::et::Faults;
 use immunise::defence::spec::{EtClosedSpec, EtSpec};
 use immunise::defence::trainable::merge;
-use immunise::defence::{Adversary, DefenceData, Dialogue, Forgetful, Given, StageOutcome, Weighed, et, et_closed};
+use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, StageOutcome, Weighed, et, et_closed};
 use immunise::event::Silent;
 use immunise::intervention::{Edit, Placed};
 use immunise::math::rows::orthonormal;
@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::folder::write;
 use crate::pair::{Outcome, Pair, Peer};
 use crate::shape::{smollm2, tokens};
-use crate::steps::{described, with};
+use crate::steps::{Fixed, described, with};
 
 const LAYER: usize = 12;
 const LENGTH: usize = 32;
@@ -32,19 +32,6 @@ const HELD_OUT: usize = 32;
 const SIZE: f32 = 0.5;
 /// The reference gets this many times our time before its turn ends, and no more than so many seconds.
 const PATIENCE: (f64, f64) = (60.0, 300.0);
-
-/// Always the same edit: what is measured is the defence.
-struct Fixed(Edit);
-
-impl Adversary for Fixed {
-    fn fit(&self, _: &Decoder, _: usize, _: usize) -> immunise::Result<Edit> {
-        Ok(self.0.clone())
-    }
-
-    fn success(&self, _: &Decoder, _: &Edit) -> immunise::Result<f64> {
-        Ok(0.0)
-    }
-}
 
 pub fn run() -> Outcome<Vec<Pair>> {
     let folder = tempfile::tempdir()?;
@@ -68,7 +55,7 @@ pub fn run() -> Outcome<Vec<Pair>> {
 
     let dialogue = |prompt: &Vec<u32>| Dialogue { prompt: prompt.clone(), answer: vec![] };
     let data = DefenceData { hazards: train.iter().map(dialogue).collect(), ..DefenceData::default() };
-    let adversary = Fixed(edit.clone());
+    let adversary = Fixed(|_: &Decoder, _| edit.clone());
     let given = Given { weights: Weighed::from(&decoder), data: &data, adversary: &adversary, seed: 0 };
     let target = Target::new(&decoder, held_out, &edit)?;
     let before = target.error(&decoder)?;

@@ -6,8 +6,9 @@ use candle_core::{DType, Tensor};
 use immunise::attack::form::Form;
 use immunise::attack::learned::{Fit, fit};
 use immunise::attack::{AttackData, Pair as Example};
+use immunise::defence::Adversary;
 use immunise::defence::trainable::Trainable;
-use immunise::intervention::Positions;
+use immunise::intervention::{Edit, Positions};
 use immunise::math::seed::Stream;
 use immunise::model::loss::squared_distance;
 use immunise::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
@@ -124,5 +125,18 @@ impl AttackFit {
         fit(&self.decoder, &self.data, self.pairs, &self.settings, None, None, &mut Stream::new(0, "fit"))?;
         self.decoder.device().synchronize()?;
         Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// An adversary whose edit of a block never changes: what is measured is the defence.
+pub struct Fixed<F>(pub F);
+
+impl<F: Fn(&Decoder, usize) -> Edit + Sync> Adversary for Fixed<F> {
+    fn fit(&self, decoder: &Decoder, layer: usize, _: usize) -> immunise::Result<Edit> {
+        Ok((self.0)(decoder, layer))
+    }
+
+    fn success(&self, _: &Decoder, _: &Edit) -> immunise::Result<f64> {
+        Ok(0.0)
     }
 }

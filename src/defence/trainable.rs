@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 
 use candle_core::{Tensor, Var};
-use ndarray::Array2;
 
-use crate::adapter::{Adapter, AdapterSet};
+use crate::adapter::AdapterSet;
 use crate::math::seed::Stream;
 use crate::model::linear::LowRank;
-use crate::model::optimiser::host_values;
 use crate::model::{Decoder, Module, WeightLocation};
 use crate::{Error, Result};
 
@@ -116,15 +114,11 @@ impl Trainable {
     /// # Errors
     /// When a copy from the device fails.
     pub fn export(&self) -> Result<AdapterSet> {
-        let matrix = |var: &Var| -> Result<Array2<f32>> {
-            let shape = var.dims2()?;
-            Array2::from_shape_vec(shape, host_values(var.as_tensor())?)
-                .map_err(|error| Error::input("adapter", error.to_string()))
-        };
         let mut set = AdapterSet::default();
         for slot in &self.slots {
             let WeightLocation { tensor, rows, of } = &slot.location;
-            set.add(tensor, rows.clone(), *of, Adapter::new(matrix(&slot.a)?, matrix(&slot.b)?, 1.0)?)?;
+            let low = LowRank { a: slot.a.as_tensor().clone(), b: slot.b.as_tensor().clone(), scale: 1.0 };
+            set.add(tensor, rows.clone(), *of, low.on_host()?)?;
         }
         Ok(set)
     }

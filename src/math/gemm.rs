@@ -41,45 +41,21 @@ impl<'a> View<'a> {
     }
 }
 
-/// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. Nothing is written twice: the result's memory is not cleared beforehand.
+/// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. The result's memory is written once and not cleared beforehand.
 ///
 /// # Panics
 /// As [`gemm()`].
 #[must_use]
-pub fn product((m, k, n): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
-    assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
-    if m == 0 || n == 0 || k == 0 {
+pub fn product(shape: (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f32> {
+    let (m, k, n) = shape;
+    if m * n * k == 0 {
         return vec![0.0; m * n];
     }
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
-    let parallelism = if worth_sharing(m * k * n) { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: as in `gemm` for what is read. Without its flag to read the destination, the kernel writes each of the m·n
-    // elements of the buffer, which holds as many, before the length says that they are there.
+    // SAFETY: the buffer holds m·n elements, n to a row. With a `keep` of zero each of them is written and none is read,
+    // before the length says that they are there.
     unsafe {
-        let (to, row) = (out.as_mut_ptr(), n as isize);
-        let (a_col, a_row, b_col, b_row) = (a.col as isize, a.row as isize, b.col as isize, b.row as isize);
-        let (left, right) = (a.data.as_ptr(), b.data.as_ptr());
-        gemm::gemm(
-            m,
-            n,
-            k,
-            to,
-            1,
-            row,
-            false,
-            left,
-            a_col,
-            a_row,
-            right,
-            b_col,
-            b_row,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+        multiply(shape, a, b, out.as_mut_ptr(), n, 0.0, 1.0);
         out.set_len(m * n);
     }
     out
@@ -91,7 +67,7 @@ pub fn product((m, k, n): (usize, usize, usize), a: View<'_>, b: View<'_>) -> Ve
 /// When a view is smaller than its shape: an internal error, checked because the kernel works on raw pointers.
 #[allow(clippy::too_many_arguments)]
 pub fn gemm(
-    (m, k, n): (usize, usize, usize),
+    shape: (usize, usize, usize),
     a: View<'_>,
     b: View<'_>,
     out: &mut [f32],
@@ -99,20 +75,40 @@ pub fn gemm(
     keep: f32,
     scale: f32,
 ) {
+    let (m, _, n) = shape;
     if m == 0 || n == 0 {
         return;
     }
-    assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
     assert!((m - 1) * out_row + n <= out.len(), "matrix product writes outside its result: {m}x{n}");
+    // SAFETY: the assertion bounds every address that is written by the slice's length, and `out` is a unique borrow.
+    unsafe { multiply(shape, a, b, out.as_mut_ptr(), out_row, keep, scale) }
+}
+
+/// Calls the kernel.
+///
+/// # Safety
+/// `out` is valid for writes of `n` values from every multiple of `out_row` below `m · out_row`; they are read, and so have to
+/// be initialised, unless `keep` is zero.
+#[allow(clippy::too_many_arguments)]
+unsafe fn multiply(
+    (m, k, n): (usize, usize, usize),
+    a: View<'_>,
+    b: View<'_>,
+    out: *mut f32,
+    out_row: usize,
+    keep: f32,
+    scale: f32,
+) {
+    assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
     let parallelism = if worth_sharing(m * k * n) { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: the assertions above bound every address that the kernel reads or writes by the slices' lengths, `out` is
-    // a unique borrow, and f32 has no invalid bit patterns.
+    // SAFETY: the assertion bounds every address that is read by the slices' lengths, the caller vouches for those that are
+    // written, and f32 has no invalid bit patterns.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             out_row as isize,
             keep != 0.0,

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
 use super::cap::soft_cap_plain;
-use super::kernel::{contiguous, flat, for_indices, tensor_like};
+use super::kernel::{contiguous, for_indices, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::{dot, softmax_prefix, tanh};
 use crate::math::gemm::{View, gemm};
@@ -205,55 +205,54 @@ impl CustomOp3 for Attention {
         };
         let (batch, n, wide) = q.dims3()?;
         let (narrow, group) = (kv_heads * d, heads / kv_heads);
-        let (fq, fk, fv, fg) = (flat(q)?, flat(k)?, flat(v)?, flat(grad)?);
-        let (fq, fk, fv, fg) = (fq.values()?, fk.values()?, fv.values()?, fg.values()?);
-        let (fq, fk, fv, fg): (&[f32], &[f32], &[f32], &[f32]) = (&fq, &fk, &fv, &fg);
-        let parts = for_indices(batch * kv_heads, batch * heads * n * n * 4, |index| {
-            let (row, kv) = (index / kv_heads, index % kv_heads);
-            let (k, v) = (&fk[row * n * narrow + kv * d..], &fv[row * n * narrow + kv * d..]);
-            let (mut dq, mut dk, mut dv) = (vec![0.0; group * n * d], vec![0.0; n * d], vec![0.0; n * d]);
-            let mut ds = vec![0.0; n * n];
-            // Scores, which the probabilities do not give back.
-            let mut scores = if cap.is_some() { vec![0.0; n * n] } else { vec![] };
-            for member in 0..group {
-                let head = kv * group + member;
-                let p = &saved[row * heads + head];
-                let g = &fg[row * n * wide + head * d..];
-                let q = &fq[row * n * wide + head * d..];
-                gemm((n, n, d), View::rows(p, n).t(), View::rows(g, wide), &mut dv, d, 1.0, 1.0);
-                gemm((n, d, n), View::rows(g, wide), View::rows(v, narrow).t(), &mut ds, n, 0.0, 1.0);
-                for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
-                    let mean = dot(p, ds);
-                    for j in 0..n {
-                        ds[j] = p[j] * (ds[j] - mean) * scale;
-                    }
-                }
-                if let Some(cap) = cap {
-                    gemm((n, d, n), View::rows(q, wide), View::rows(k, narrow).t(), &mut scores, n, 0.0, scale);
-                    for (ds, score) in ds.iter_mut().zip(&scores) {
-                        let t = tanh(score / cap);
-                        *ds *= 1.0 - t * t;
-                    }
-                }
-                let dq = &mut dq[member * n * d..][..n * d];
-                gemm((n, n, d), View::rows(&ds, n), View::rows(k, narrow), dq, d, 0.0, 1.0);
-                gemm((n, n, d), View::rows(&ds, n).t(), View::rows(q, wide), &mut dk, d, 1.0, 1.0);
-            }
-            (dq, dk, dv)
-        });
-        let (mut dq, mut dk, mut dv) = (vec![0.0; fq.len()], vec![0.0; fk.len()], vec![0.0; fv.len()]);
-        for (index, (pq, pk, pv)) in parts.iter().enumerate() {
-            let (row, kv) = (index / kv_heads, index % kv_heads);
-            for i in 0..n {
+        with_values([q, k, v, grad], |[fq, fk, fv, fg]| {
+            let parts = for_indices(batch * kv_heads, batch * heads * n * n * 4, |index| {
+                let (row, kv) = (index / kv_heads, index % kv_heads);
+                let (k, v) = (&fk[row * n * narrow + kv * d..], &fv[row * n * narrow + kv * d..]);
+                let (mut dq, mut dk, mut dv) = (vec![0.0; group * n * d], vec![0.0; n * d], vec![0.0; n * d]);
+                let mut ds = vec![0.0; n * n];
+                // Scores, which the probabilities do not give back.
+                let mut scores = if cap.is_some() { vec![0.0; n * n] } else { vec![] };
                 for member in 0..group {
-                    let to = (row * n + i) * wide + (kv * group + member) * d;
-                    dq[to..][..d].copy_from_slice(&pq[(member * n + i) * d..][..d]);
+                    let head = kv * group + member;
+                    let p = &saved[row * heads + head];
+                    let g = &fg[row * n * wide + head * d..];
+                    let q = &fq[row * n * wide + head * d..];
+                    gemm((n, n, d), View::rows(p, n).t(), View::rows(g, wide), &mut dv, d, 1.0, 1.0);
+                    gemm((n, d, n), View::rows(g, wide), View::rows(v, narrow).t(), &mut ds, n, 0.0, 1.0);
+                    for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
+                        let mean = dot(p, ds);
+                        for j in 0..n {
+                            ds[j] = p[j] * (ds[j] - mean) * scale;
+                        }
+                    }
+                    if let Some(cap) = cap {
+                        gemm((n, d, n), View::rows(q, wide), View::rows(k, narrow).t(), &mut scores, n, 0.0, scale);
+                        for (ds, score) in ds.iter_mut().zip(&scores) {
+                            let t = tanh(score / cap);
+                            *ds *= 1.0 - t * t;
+                        }
+                    }
+                    let dq = &mut dq[member * n * d..][..n * d];
+                    gemm((n, n, d), View::rows(&ds, n), View::rows(k, narrow), dq, d, 0.0, 1.0);
+                    gemm((n, n, d), View::rows(&ds, n).t(), View::rows(q, wide), &mut dk, d, 1.0, 1.0);
                 }
-                let to = (row * n + i) * narrow + kv * d;
-                dk[to..][..d].copy_from_slice(&pk[i * d..][..d]);
-                dv[to..][..d].copy_from_slice(&pv[i * d..][..d]);
+                (dq, dk, dv)
+            });
+            let (mut dq, mut dk, mut dv) = (vec![0.0; fq.len()], vec![0.0; fk.len()], vec![0.0; fv.len()]);
+            for (index, (pq, pk, pv)) in parts.iter().enumerate() {
+                let (row, kv) = (index / kv_heads, index % kv_heads);
+                for i in 0..n {
+                    for member in 0..group {
+                        let to = (row * n + i) * wide + (kv * group + member) * d;
+                        dq[to..][..d].copy_from_slice(&pq[(member * n + i) * d..][..d]);
+                    }
+                    let to = (row * n + i) * narrow + kv * d;
+                    dk[to..][..d].copy_from_slice(&pk[i * d..][..d]);
+                    dv[to..][..d].copy_from_slice(&pv[i * d..][..d]);
+                }
             }
-        }
-        Ok((Some(tensor_like(dq, q)?), Some(tensor_like(dk, k)?), Some(tensor_like(dv, v)?)))
+            Ok((Some(tensor_like(dq, q)?), Some(tensor_like(dk, k)?), Some(tensor_like(dv, v)?)))
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use super::kernel::{contiguous, flat, for_values, tensor_like};
+use super::kernel::{contiguous, for_values, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::tanh;
 
@@ -50,17 +50,16 @@ impl CustomOp1 for SoftCap {
 
     fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         // dy/dx = 1 − (y / c)².
-        let (ys, grads) = (flat(y)?, flat(grad)?);
-        let (ys, grads) = (ys.values()?, grads.values()?);
-        let (ys, grads): (&[f32], &[f32]) = (&ys, &grads);
-        let mut dx = vec![0.0; ys.len()];
-        for_values(&mut dx, |at, out| {
-            let (y, dy) = (&ys[at..][..out.len()], &grads[at..][..out.len()]);
-            for i in 0..out.len() {
-                let t = y[i] / self.cap;
-                out[i] = dy[i] * (1.0 - t * t);
-            }
-        });
-        Ok(Some(tensor_like(dx, x)?))
+        with_values([y, grad], |[ys, grads]| {
+            let mut dx = vec![0.0; ys.len()];
+            for_values(&mut dx, |at, out| {
+                let (y, dy) = (&ys[at..][..out.len()], &grads[at..][..out.len()]);
+                for i in 0..out.len() {
+                    let t = y[i] / self.cap;
+                    out[i] = dy[i] * (1.0 - t * t);
+                }
+            });
+            Ok(Some(tensor_like(dx, x)?))
+        })
     }
 }

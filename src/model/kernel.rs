@@ -63,6 +63,16 @@ impl Deref for Values<'_> {
     }
 }
 
+/// Calls `work` with the values of `tensors`, row-major.
+pub(super) fn with_values<const N: usize, T>(
+    tensors: [&Tensor; N],
+    work: impl FnOnce([&[f32]; N]) -> candle_core::Result<T>,
+) -> candle_core::Result<T> {
+    let flats = tensors.iter().map(|tensor| flat(tensor)).collect::<candle_core::Result<Vec<_>>>()?;
+    let values = flats.iter().map(Flat::values).collect::<candle_core::Result<Vec<_>>>()?;
+    work(std::array::from_fn(|i| &*values[i]))
+}
+
 /// A detached tensor of `values` with the shape and device of `like`.
 pub(super) fn tensor_like(values: Vec<f32>, like: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())

@@ -29,7 +29,10 @@ pub struct LowRank {
 
 impl LowRank {
     /// As plain numbers.
-    fn on_host(&self) -> Result<Adapter> {
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    pub fn on_host(&self) -> Result<Adapter> {
         let matrix = |tensor: &Tensor| -> Result<Array2<f32>> {
             Array2::from_shape_vec(tensor.dims2()?, host_values(tensor)?)
                 .map_err(|error| Error::input("adapter", error.to_string()))

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
-use super::kernel::{contiguous, flat, for_indices, for_rows, tensor_like};
+use super::kernel::{contiguous, flat, for_indices, for_rows, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::{softmax_prefix, squares};
 
@@ -114,33 +114,31 @@ impl CustomOp1 for SquaredDistance {
     fn cpu_fwd(&self, output: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (rows, width) = layout.shape().dims2()?;
         let output = contiguous(output, layout)?;
-        let (target, weights) = (flat(&self.target)?, flat(&self.weights)?);
-        let (target, weights) = (target.values()?, weights.values()?);
-        let (target, weights): (&[f32], &[f32]) = (&target, &weights);
-        let distances = for_indices(rows, rows * width, |row| {
-            let (a, b) = (&output[row * width..][..width], &target[row * width..][..width]);
-            weights[row] * squares(a, b)
-        });
-        // Rows are few and may be many sizes apart.
-        let total: f64 = distances.iter().map(|v| f64::from(*v)).sum();
-        Ok((CpuStorage::F32(vec![total as f32]), Shape::from(())))
+        with_values([&self.target, &self.weights], |[target, weights]| {
+            let distances = for_indices(rows, rows * width, |row| {
+                let (a, b) = (&output[row * width..][..width], &target[row * width..][..width]);
+                weights[row] * squares(a, b)
+            });
+            // Rows are few and may be many sizes apart.
+            let total: f64 = distances.iter().map(|v| f64::from(*v)).sum();
+            Ok((CpuStorage::F32(vec![total as f32]), Shape::from(())))
+        })
     }
 
     fn bwd(&self, output: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let scale = 2.0 * grad.to_scalar::<f32>()?;
         let (_, width) = output.dims2()?;
-        let (values, target, weights) = (flat(output)?, flat(&self.target)?, flat(&self.weights)?);
-        let (values, target, weights) = (values.values()?, target.values()?, weights.values()?);
-        let (values, target, weights): (&[f32], &[f32], &[f32]) = (&values, &target, &weights);
-        let mut out = vec![0.0; values.len()];
-        for_rows(&mut out, width, |row, out| {
-            let (a, b) = (&values[row * width..][..width], &target[row * width..][..width]);
-            let factor = scale * weights[row];
-            for i in 0..width {
-                out[i] = factor * (a[i] - b[i]);
-            }
-        });
-        Ok(Some(tensor_like(out, output)?))
+        with_values([output, &self.target, &self.weights], |[values, target, weights]| {
+            let mut out = vec![0.0; values.len()];
+            for_rows(&mut out, width, |row, out| {
+                let (a, b) = (&values[row * width..][..width], &target[row * width..][..width]);
+                let factor = scale * weights[row];
+                for i in 0..width {
+                    out[i] = factor * (a[i] - b[i]);
+                }
+            });
+            Ok(Some(tensor_like(out, output)?))
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
 use super::blueprint::Activation;
-use super::kernel::{contiguous, flat, for_values, tensor_like};
+use super::kernel::{contiguous, for_values, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::exp;
 
@@ -28,7 +28,7 @@ pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tenso
 /// When shapes disagree.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.device().is_cpu() {
-        return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)?);
+        return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(Silu))?);
     }
     swiglu_plain(gate, up)
 }
@@ -41,64 +41,6 @@ pub fn swiglu_plain(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok((gate.silu()? * up)?)
 }
 
-struct SwiGlu;
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (gate, up) = (contiguous(gate, gate_layout)?, contiguous(up, up_layout)?);
-        if gate.len() != up.len() {
-            candle_core::bail!("swiglu: gate {:?}, up {:?}", gate_layout.dims(), up_layout.dims());
-        }
-        let mut out = vec![0.0; gate.len()];
-        for_values(&mut out, |at, out| {
-            let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
-            for i in 0..out.len() {
-                out[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i];
-            }
-        });
-        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        // s = σ(g): d(g·s)/dg = s·(1 + g·(1 − s)).
-        let (fg, fu, fd) = (flat(gate)?, flat(up)?, flat(grad)?);
-        let (fg, fu, fd) = (fg.values()?, fu.values()?, fd.values()?);
-        let (fg, fu, fd): (&[f32], &[f32], &[f32]) = (&fg, &fu, &fd);
-        let mut dup = vec![0.0; fg.len()];
-        for_values(&mut dup, |at, out| {
-            let (g, d) = (&fg[at..][..out.len()], &fd[at..][..out.len()]);
-            for i in 0..out.len() {
-                out[i] = g[i] / (1.0 + exp(-g[i])) * d[i];
-            }
-        });
-        let mut dgate = vec![0.0; fg.len()];
-        for_values(&mut dgate, |at, out| {
-            let (g, u, d) = (&fg[at..][..out.len()], &fu[at..][..out.len()], &fd[at..][..out.len()]);
-            for i in 0..out.len() {
-                let s = 1.0 / (1.0 + exp(-g[i]));
-                out[i] = d[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
-            }
-        });
-        Ok((Some(tensor_like(dgate, gate)?), Some(tensor_like(dup, up)?)))
-    }
-}
-
 /// `gelu(gate) ∘ up` with the tanh approximation `gelu(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
 ///
 /// *Shapes*: both `[…, d_ff]`, f32. Differentiable in both.
@@ -107,7 +49,7 @@ impl CustomOp2 for SwiGlu {
 /// When shapes disagree.
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.device().is_cpu() {
-        return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, GeGlu)?);
+        return Ok(gate.contiguous()?.apply_op2(&up.contiguous()?, Gated(GeluTanh))?);
     }
     geglu_plain(gate, up)
 }
@@ -120,21 +62,71 @@ pub fn geglu_plain(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok((gate.gelu()? * up)?)
 }
 
-struct GeGlu;
+/// The arithmetic of an activation.
+trait Gate: Send + Sync {
+    const NAME: &'static str;
+
+    /// `f(x)`.
+    fn active(x: f32) -> f32;
+
+    /// `d · f'(x)`.
+    fn back(x: f32, d: f32) -> f32;
+}
+
+struct Silu;
+
+impl Gate for Silu {
+    const NAME: &'static str = "swiglu";
+
+    #[inline(always)]
+    fn active(x: f32) -> f32 {
+        x / (1.0 + exp(-x))
+    }
+
+    #[inline(always)]
+    fn back(x: f32, d: f32) -> f32 {
+        // s = σ(x): d(x·s)/dx = s·(1 + x·(1 − s)).
+        let s = 1.0 / (1.0 + exp(-x));
+        d * s * (1.0 + x * (1.0 - s))
+    }
+}
+
+struct GeluTanh;
 
 /// `√(2/π)`.
 const SLOPE: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
-/// `(1 + tanh(u)) / 2 = σ(2u)` of gelu's `u`.
-#[inline(always)]
-fn share(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-2.0 * SLOPE * (x + CUBIC * x * x * x)))
+impl GeluTanh {
+    /// `(1 + tanh(u)) / 2 = σ(2u)` of gelu's `u`.
+    #[inline(always)]
+    fn share(x: f32) -> f32 {
+        1.0 / (1.0 + exp(-2.0 * SLOPE * (x + CUBIC * x * x * x)))
+    }
 }
 
-impl CustomOp2 for GeGlu {
+impl Gate for GeluTanh {
+    const NAME: &'static str = "geglu";
+
+    #[inline(always)]
+    fn active(x: f32) -> f32 {
+        x * Self::share(x)
+    }
+
+    #[inline(always)]
+    fn back(x: f32, d: f32) -> f32 {
+        // s = σ(2u(x)): d(x·s)/dx = s + x·s·(1 − s)·2u'(x).
+        let s = Self::share(x);
+        let steep = 2.0 * SLOPE * (1.0 + 3.0 * CUBIC * x * x);
+        d * (s + x * s * (1.0 - s) * steep)
+    }
+}
+
+struct Gated<G>(G);
+
+impl<G: Gate> CustomOp2 for Gated<G> {
     fn name(&self) -> &'static str {
-        "geglu"
+        G::NAME
     }
 
     fn cpu_fwd(
@@ -146,13 +138,13 @@ impl CustomOp2 for GeGlu {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (gate, up) = (contiguous(gate, gate_layout)?, contiguous(up, up_layout)?);
         if gate.len() != up.len() {
-            candle_core::bail!("geglu: gate {:?}, up {:?}", gate_layout.dims(), up_layout.dims());
+            candle_core::bail!("{}: gate {:?}, up {:?}", G::NAME, gate_layout.dims(), up_layout.dims());
         }
         let mut out = vec![0.0; gate.len()];
         for_values(&mut out, |at, out| {
             let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
             for i in 0..out.len() {
-                out[i] = gate[i] * share(gate[i]) * up[i];
+                out[i] = G::active(gate[i]) * up[i];
             }
         });
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
@@ -165,26 +157,21 @@ impl CustomOp2 for GeGlu {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        // s = σ(2u(g)): d(g·s)/dg = s + g·s·(1 − s)·2u'(g).
-        let (fg, fu, fd) = (flat(gate)?, flat(up)?, flat(grad)?);
-        let (fg, fu, fd) = (fg.values()?, fu.values()?, fd.values()?);
-        let (fg, fu, fd): (&[f32], &[f32], &[f32]) = (&fg, &fu, &fd);
-        let mut dup = vec![0.0; fg.len()];
-        for_values(&mut dup, |at, out| {
-            let (g, d) = (&fg[at..][..out.len()], &fd[at..][..out.len()]);
-            for i in 0..out.len() {
-                out[i] = g[i] * share(g[i]) * d[i];
-            }
-        });
-        let mut dgate = vec![0.0; fg.len()];
-        for_values(&mut dgate, |at, out| {
-            let (g, u, d) = (&fg[at..][..out.len()], &fu[at..][..out.len()], &fd[at..][..out.len()]);
-            for i in 0..out.len() {
-                let s = share(g[i]);
-                let steep = 2.0 * SLOPE * (1.0 + 3.0 * CUBIC * g[i] * g[i]);
-                out[i] = d[i] * u[i] * (s + g[i] * s * (1.0 - s) * steep);
-            }
-        });
-        Ok((Some(tensor_like(dgate, gate)?), Some(tensor_like(dup, up)?)))
+        with_values([gate, up, grad], |[gates, ups, grads]| {
+            let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
+            for_values(&mut dup, |at, out| {
+                let (g, d) = (&gates[at..][..out.len()], &grads[at..][..out.len()]);
+                for i in 0..out.len() {
+                    out[i] = G::active(g[i]) * d[i];
+                }
+            });
+            for_values(&mut dgate, |at, out| {
+                let (g, u, d) = (&gates[at..][..out.len()], &ups[at..][..out.len()], &grads[at..][..out.len()]);
+                for i in 0..out.len() {
+                    out[i] = G::back(g[i], d[i] * u[i]);
+                }
+            });
+            Ok((Some(tensor_like(dgate, gate)?), Some(tensor_like(dup, up)?)))
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Shape, Tensor};
 
-use super::kernel::{contiguous, flat, for_rows, tensor_like};
+use super::kernel::{contiguous, for_rows, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::{dot, sum};
 
@@ -93,40 +93,39 @@ impl CustomOp2 for RmsNorm {
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         // y = x·s·g, s = (mean x² + eps)^(-1/2):  dx = s·(g∘dy) − x·s³·⟨x, g∘dy⟩/d,  dg = Σ dy·x·s.
-        let (xs, gains, grads) = (flat(x)?, flat(gain)?, flat(grad)?);
-        let (xs, gains, grads) = (xs.values()?, gains.values()?, grads.values()?);
-        let (xs, gains, grads): (&[f32], &[f32], &[f32]) = (&xs, &gains, &grads);
-        let d = gains.len();
-        let dx = if x.track_op() {
-            let mut dx = vec![0.0; xs.len()];
-            for_rows(&mut dx, d, |row, out| {
-                let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
-                for i in 0..d {
-                    out[i] = dy[i] * gains[i];
+        with_values([x, gain, grad], |[xs, gains, grads]| {
+            let d = gains.len();
+            let dx = if x.track_op() {
+                let mut dx = vec![0.0; xs.len()];
+                for_rows(&mut dx, d, |row, out| {
+                    let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
+                    for i in 0..d {
+                        out[i] = dy[i] * gains[i];
+                    }
+                    let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                    let pull = dot(x, out) * inverse * inverse * inverse / d as f32;
+                    for i in 0..d {
+                        out[i] = out[i] * inverse - x[i] * pull;
+                    }
+                });
+                Some(tensor_like(dx, x)?)
+            } else {
+                None
+            };
+            let dgain = if gain.track_op() {
+                let mut dgain = vec![0.0; d];
+                for (x, dy) in xs.chunks_exact(d).zip(grads.chunks_exact(d)) {
+                    let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                    for i in 0..d {
+                        dgain[i] += dy[i] * x[i] * inverse;
+                    }
                 }
-                let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
-                let pull = dot(x, out) * inverse * inverse * inverse / d as f32;
-                for i in 0..d {
-                    out[i] = out[i] * inverse - x[i] * pull;
-                }
-            });
-            Some(tensor_like(dx, x)?)
-        } else {
-            None
-        };
-        let dgain = if gain.track_op() {
-            let mut dgain = vec![0.0; d];
-            for (x, dy) in xs.chunks_exact(d).zip(grads.chunks_exact(d)) {
-                let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
-                for i in 0..d {
-                    dgain[i] += dy[i] * x[i] * inverse;
-                }
-            }
-            Some(tensor_like(dgain, gain)?)
-        } else {
-            None
-        };
-        Ok((dx, dgain))
+                Some(tensor_like(dgain, gain)?)
+            } else {
+                None
+            };
+            Ok((dx, dgain))
+        })
     }
 }
 
@@ -208,41 +207,40 @@ impl CustomOp3 for LayerNorm {
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         // n = (x − mean)·s, y = n·g + b, e = g∘dy:  dx = s·(e − mean(e) − n·mean(n∘e)),  dg = Σ dy∘n,  db = Σ dy.
-        let (xs, gains, grads) = (flat(x)?, flat(gain)?, flat(grad)?);
-        let (xs, gains, grads) = (xs.values()?, gains.values()?, grads.values()?);
-        let (xs, gains, grads): (&[f32], &[f32], &[f32]) = (&xs, &gains, &grads);
-        let d = gains.len();
-        let dx = if x.track_op() {
-            let mut dx = vec![0.0; xs.len()];
-            for_rows(&mut dx, d, |row, out| {
-                let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
-                let (mean, inverse) = self.moments(x);
-                for i in 0..d {
-                    out[i] = dy[i] * gains[i];
-                }
-                let level = sum(out) / d as f32;
-                let pull = (dot(x, out) - mean * sum(out)) * inverse / d as f32;
-                for i in 0..d {
-                    out[i] = inverse * (out[i] - level - (x[i] - mean) * inverse * pull);
-                }
-            });
-            Some(tensor_like(dx, x)?)
-        } else {
-            None
-        };
-        let mut dgain = vec![0.0; d];
-        let mut dbias = vec![0.0; d];
-        if gain.track_op() || bias.track_op() {
-            for (x, dy) in xs.chunks_exact(d).zip(grads.chunks_exact(d)) {
-                let (mean, inverse) = self.moments(x);
-                for i in 0..d {
-                    dgain[i] += dy[i] * (x[i] - mean) * inverse;
-                    dbias[i] += dy[i];
+        with_values([x, gain, grad], |[xs, gains, grads]| {
+            let d = gains.len();
+            let dx = if x.track_op() {
+                let mut dx = vec![0.0; xs.len()];
+                for_rows(&mut dx, d, |row, out| {
+                    let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
+                    let (mean, inverse) = self.moments(x);
+                    for i in 0..d {
+                        out[i] = dy[i] * gains[i];
+                    }
+                    let level = sum(out) / d as f32;
+                    let pull = (dot(x, out) - mean * sum(out)) * inverse / d as f32;
+                    for i in 0..d {
+                        out[i] = inverse * (out[i] - level - (x[i] - mean) * inverse * pull);
+                    }
+                });
+                Some(tensor_like(dx, x)?)
+            } else {
+                None
+            };
+            let mut dgain = vec![0.0; d];
+            let mut dbias = vec![0.0; d];
+            if gain.track_op() || bias.track_op() {
+                for (x, dy) in xs.chunks_exact(d).zip(grads.chunks_exact(d)) {
+                    let (mean, inverse) = self.moments(x);
+                    for i in 0..d {
+                        dgain[i] += dy[i] * (x[i] - mean) * inverse;
+                        dbias[i] += dy[i];
+                    }
                 }
             }
-        }
-        let dgain = if gain.track_op() { Some(tensor_like(dgain, gain)?) } else { None };
-        let dbias = if bias.track_op() { Some(tensor_like(dbias, bias)?) } else { None };
-        Ok((dx, dgain, dbias))
+            let dgain = if gain.track_op() { Some(tensor_like(dgain, gain)?) } else { None };
+            let dbias = if bias.track_op() { Some(tensor_like(dbias, bias)?) } else { None };
+            Ok((dx, dgain, dbias))
+        })
     }
 }
