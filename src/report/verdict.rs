@@ -133,7 +133,7 @@ fn summarise(report: &Report) -> Summary {
         mean_asr: mean(true),
         frozen_asr: mean(false),
         worst: worst.map(|row| WorstCell { name: row.name.clone(), layers: row.layers.clone(), asr: row.hardened.asr }),
-        budget_to_half: if curves.is_empty() { report.summary.budget_to_half } else { cheapest(&curves) },
+        budget_to_half: cheapest(&curves),
         curves,
         agreement: report
             .attacks
