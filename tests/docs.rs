@@ -38,6 +38,7 @@ const STAND_INS: &[(&str, &str)] = &[(
 /// What a command ends with where it is not 0, and options that make it end so on a model that knows nothing.
 const ENDS: &[(&str, &[&str], i32)] = &[
     ("immunise harden my.yaml --model model --out", &["--allow-fail"], 5),
+    ("immunise harden policy.yaml --model base --out hardened --assemble", &["--allow-fail"], 5),
     ("immunise verify candidate --policy", &[], 5),
     ("immunise report merge", &[], 5),
     ("immunise diff model hardened", &[], 1),

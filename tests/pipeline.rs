@@ -26,6 +26,7 @@ fn request(world: &World, out: &str) -> Request {
         key: None,
         allow_fail: true,
         fresh: false,
+        assemble: vec![],
         machine: Machine::new(Device::Cpu, None),
         stop: Stop::default(),
     }

@@ -1,7 +1,7 @@
 //! The decoder on real pretrained models: reference perplexities, and logits against transformers.
 //!
-//! Runs where `IMMUNISE_MODELS` names a folder with `smollm2/` (SmolLM2-135M-Instruct) and `qwen/` (Qwen2.5-Coder-0.5B-Instruct)
-//! in Hugging Face layout, and `IMMUNISE_DATA` one with wikitext-2's raw test file as `text/wiki.test.raw`. Without them the
+//! Runs where `IMMUNISE_MODELS` names a folder with `smollm2/` (SmolLM2-135M-Instruct), `qwen/` (Qwen2.5-Coder-0.5B-Instruct)
+//! and `gemma3/` (Gemma 3 270M) in Hugging Face layout, and `IMMUNISE_DATA` one with wikitext-2's raw test file as `text/wiki.test.raw`. Without them the
 //! tests say that they were skipped. Build with `--release`, or it takes an hour:
 //!
 //! ```sh
@@ -22,7 +22,7 @@ use immunise::model::{Decoder, Hooks, TokenBatch};
 use immunise::utility::perplexity::windowed;
 use serde_json::Value;
 
-/// Tokens of a window, and number of windows: 4,092 predictions.
+/// Tokens of a window, and number of windows: 4,092 predictions, 4,096 where a first token stands before each.
 const CONTEXT: usize = 1024;
 const WINDOWS: usize = 4;
 
@@ -62,11 +62,10 @@ fn perplexity_is(name: &str, reference: f64) {
     let end = (0..=60_000.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
     let tokenizer = Tokenizer::open(&dir).unwrap();
     let ids = tokenizer.encode(&text[..end], false).unwrap();
-    // What the tokenizer puts first stands before every window, as it did in the reference.
+    // What the tokenizer puts first stands before every window, beside its tokens, as it did in the reference.
     let first = tokenizer.encode("", true).unwrap();
-    let ids: Vec<u32> =
-        ids.chunks(CONTEXT - first.len()).flat_map(|window| first.iter().chain(window).copied()).collect();
-    let measured = windowed(&decoder, &ids, CONTEXT, WINDOWS).unwrap();
+    let ids: Vec<u32> = ids.chunks(CONTEXT).flat_map(|window| first.iter().chain(window).copied()).collect();
+    let measured = windowed(&decoder, &ids, CONTEXT + first.len(), WINDOWS).unwrap();
     let error = measured.value / reference - 1.0;
     println!("{name}: perplexity {:.4}, reference {reference}, {:+.4}%", measured.value, 100.0 * error);
     assert!(error.abs() < 5e-3, "{name}: expected {reference}, got {}", measured.value);
@@ -110,6 +109,11 @@ fn smollm2_has_the_reference_perplexity() {
 #[test]
 fn qwen_has_the_reference_perplexity() {
     perplexity_is("qwen", 36.22);
+}
+
+#[test]
+fn gemma_has_the_reference_perplexity() {
+    perplexity_is("gemma3", 18.76);
 }
 
 #[test]

@@ -51,6 +51,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         key: Some(key.clone()),
         allow_fail: args.allow_fail,
         fresh: args.fresh,
+        assemble: vec![],
         machine,
         stop: stop_on_ctrl_c()?,
     };

@@ -10,9 +10,10 @@ use crate::checkpoint::Checkpoint;
 use crate::model::families;
 use crate::pipeline::harden::locate_for;
 use crate::pipeline::plan::{Plan, plan};
-use crate::pipeline::{Located, Outcome, Request, harden, locate};
+use crate::pipeline::{Located, Outcome, Part, Request, harden, harden_part, locate};
 use crate::recipe::Recipe;
-use crate::report::Verdict;
+use crate::report::wording::blocks;
+use crate::report::{Shard, Verdict};
 use crate::{Error, Result};
 
 /// Harden a model by a recipe, measure the result from the written files, and publish it if it passes.
@@ -24,7 +25,9 @@ use crate::{Error, Result};
 Examples:
   immunise harden my.yaml --model ./Llama --out ./Llama-immunised --key signing.pem
   immunise harden ./Llama --set seed=1 --set stages.0.rank=4
-  immunise harden my.yaml --dry-run")]
+  immunise harden my.yaml --dry-run
+  immunise harden my.yaml --out hardened --shard 2/2
+  immunise harden my.yaml --out hardened --assemble hardened.part-1-of-2 hardened.part-2-of-2")]
 pub struct Args {
     /// A recipe (a file, or a name such as `demo` or `llama`) or a model (a folder, `ORG/NAME@REVISION`, `builtin:tiny-chat`).
     #[arg(value_name = "RECIPE|MODEL")]
@@ -55,6 +58,13 @@ pub struct Args {
     /// Forget what a former run left in the run folder.
     #[arg(long)]
     fresh: bool,
+    /// Train only every N-th block of the first stage, beginning with the I-th, and publish nothing: for job arrays. Needs a
+    /// stage whose blocks are independent (`et`, `et-faithful`, `et-closed`).
+    #[arg(long, value_name = "I/N", value_parser = arguments::shard)]
+    shard: Option<Shard>,
+    /// Run folders of all parts that `--shard` trained; the output has the bytes of a run without parts.
+    #[arg(long, value_name = "PART", num_args = 1..)]
+    assemble: Vec<PathBuf>,
     #[command(flatten)]
     compute: Compute,
 }
@@ -98,9 +108,14 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         key,
         allow_fail: args.allow_fail,
         fresh: args.fresh,
+        assemble: args.assemble.clone(),
         machine,
         stop: stop_on_ctrl_c()?,
     };
+    if let Some(shard) = args.shard {
+        screen.say(&part_text(&harden_part(&recipe, &request, shard, screen)?));
+        return Ok(0);
+    }
     let outcome = harden(&recipe, &request, screen)?;
     show(&outcome, request.key.is_some(), screen);
     Ok(outcome.report.verdict.exit_code())
@@ -133,6 +148,21 @@ pub fn show(outcome: &Outcome, signed: bool, screen: &Screen) {
             }
         }
     }
+}
+
+/// What became of one part, and what comes next.
+fn part_text(part: &Part) -> String {
+    let Shard { index, count } = part.shard;
+    let of = match part.stage {
+        Some((number, kind)) if part.layers.is_empty() => {
+            format!("has no block of stage {number} `{kind}`: there are fewer blocks than parts")
+        }
+        Some((number, kind)) => {
+            format!("of stage {number} `{kind}`, {}, is in {}", blocks(&part.layers), part.run.display())
+        }
+        None => "has nothing to do: every stage is finished".into(),
+    };
+    format!("part {index} of {count} {of}\nnext, with the folders of all parts: immunise harden ... --assemble PART...")
 }
 
 fn quoted(path: &Path) -> String {

@@ -38,6 +38,9 @@ const FAITHFUL_SCALE: f64 = 0.5;
 /// Dropout of the reference.
 const FAITHFUL_DROPOUT: f64 = 0.1;
 
+/// Name of its units, streams and events.
+pub const NAME: &str = "et";
+
 /// Hardens each of `layers` against edits of its own input.
 ///
 /// # Errors
@@ -51,7 +54,7 @@ pub fn run(
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let settings = Local {
-        name: "et",
+        name: NAME,
         bank: 1,
         rounds: spec.rounds,
         accept_below: spec.accept_below,

@@ -26,6 +26,9 @@ use crate::{Error, Result};
 const STEPS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
+/// Name of its units, streams and events.
+pub const NAME: &str = "et-closed";
+
 /// Hardens each of `layers` against edits of its own input.
 ///
 /// # Errors
@@ -38,7 +41,7 @@ pub fn run(
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let settings = Local {
-        name: "et-closed",
+        name: NAME,
         bank: spec.bank,
         rounds: spec.rounds,
         accept_below: spec.accept_below,

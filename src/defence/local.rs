@@ -60,7 +60,7 @@ pub(super) fn run<T: BlockTrainer>(
     let kept: BTreeMap<usize, Unit> = layers
         .iter()
         .filter_map(|layer| {
-            store.get(&key(name, *layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?)))
+            store.get(&block_unit(name, *layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?)))
         })
         .collect();
     let store = Mutex::new((store, 0));
@@ -71,7 +71,7 @@ pub(super) fn run<T: BlockTrainer>(
                 Some(unit) => unit.clone(),
                 None => harden_block(settings, *layer, given, &make)?,
             };
-            let key = key(name, *layer);
+            let key = block_unit(name, *layer);
             let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(&key, error.to_string()))?;
             let mut guard = store.lock().map_err(|_| Error::input(&key, "another block's worker panicked"))?;
             guard.0.put(&key, &bytes)?;
@@ -105,7 +105,9 @@ pub(super) fn run<T: BlockTrainer>(
     Ok(outcome)
 }
 
-fn key(name: &str, layer: usize) -> String {
+/// Name of the unit, and of the random stream, of one block in the local stage `name`.
+#[must_use]
+pub fn block_unit(name: &str, layer: usize) -> String {
     format!("{name}/block-{layer}")
 }
 
@@ -150,7 +152,7 @@ fn harden_block<T: BlockTrainer>(
     make: &(impl Fn(usize, &mut Stream) -> Result<T> + Sync),
 ) -> Result<Unit> {
     let Given { weights: Weighed { original, current: decoder }, data, adversary, seed } = *given;
-    let mut stream = Stream::new(seed, &key(settings.name, layer));
+    let mut stream = Stream::new(seed, &block_unit(settings.name, layer));
     let task = Neutralisation::new(layer, original, data, settings.sizes, &mut stream)?;
     let mut trainer = make(layer, &mut stream)?;
     // Nothing is dropped from the bank between rounds.

@@ -20,6 +20,7 @@ use crate::adapter::AdapterSet;
 use crate::intervention::Edit;
 use crate::model::Decoder;
 pub use finetune::Dialogue;
+pub use local::block_unit;
 
 /// The weights before any stage, and as the stages so far left them.
 #[derive(Debug, Clone, Copy)]

@@ -4,24 +4,23 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
 
 use super::bench::Units;
 use super::corpus::{Corpus, prompts_of};
 use super::device::{self, Demand, Machine};
-use super::journal::{Found, Inputs, Journal, Scoped, Stop, remove};
+use super::journal::{Found, Inputs, Journal, Stop};
 use super::metrics::{Cast, Metrics};
 use super::model::{EVIDENCE, Located, Model, locate};
 use super::publish::{publish, recipe_text};
-use super::stage::{StageData, run_stage};
+use super::train::{Part, Training};
 use super::verify::Trial;
-use crate::adapter::{AdapterSet, merge, peft};
-use crate::checkpoint::{Checkpoint, Digest, Staged, patch};
-use crate::defence::{BlockOutcome, UnitStore as _, Weighed, trainable};
+use crate::adapter::{AdapterSet, merge};
+use crate::checkpoint::{Checkpoint, Staged, patch};
+use crate::data::PromptSet;
 use crate::event::{Event, Observer};
-use crate::recipe::{Recipe, Stage, layers};
+use crate::recipe::{Recipe, layers};
 use crate::report::wording::percent;
-use crate::report::{Approved, Report, html};
+use crate::report::{Approved, Report, Shard, html};
 use crate::sign::{SIGNATURE_FILE, SigningKey};
 use crate::{Error, Result};
 
@@ -39,6 +38,8 @@ pub struct Request {
     pub allow_fail: bool,
     /// Forget what a former run left in the run folder.
     pub fresh: bool,
+    /// Run folders of [`harden_part`] whose finished units are taken over.
+    pub assemble: Vec<PathBuf>,
     /// Where to compute.
     pub machine: Machine,
     /// Asks the run to stop at the next unit's end.
@@ -60,8 +61,17 @@ pub struct Outcome {
 /// The run folder that belongs to `out` unless another is given: beside it, never inside.
 #[must_use]
 pub fn default_run(out: &Path) -> PathBuf {
+    beside(out, ".run")
+}
+
+/// The run folder of one part of the blocks unless another is given: parts may run at the same time.
+fn part_run(out: &Path, shard: Shard) -> PathBuf {
+    beside(out, &format!(".part-{}-of-{}", shard.index, shard.count))
+}
+
+fn beside(out: &Path, suffix: &str) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".run");
+    name.push(suffix);
     out.with_file_name(name)
 }
 
@@ -102,19 +112,14 @@ pub fn check_match(recipe: &Recipe, model_type: &str, parameters: usize) -> Resu
 pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Result<Outcome> {
     let mut metrics = Metrics::start();
     let demand = Demand::of_hardening(recipe, &request.machine.device);
-    let base =
-        Model::load(locate_for(recipe, request.model.as_deref(), observer)?, &request.machine, demand, observer)?;
-    check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
-    let stages = stage_layers(recipe, base.decoder.n_layers())?;
-    let data = prompts_of(&recipe.data)?;
+    let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
     let trial = Trial::of(recipe, &data);
     let bench = trial.bench(&base)?;
     trial.grid(base.decoder.blueprint())?;
     // Nobody should learn after hours of work that the target is in use.
     drop(Staged::beside(&request.out)?);
     let run = request.run.clone().unwrap_or_else(|| default_run(&request.out));
-    let mut journal = Journal::open(&run, request.fresh, request.stop.clone())?;
-    announce(&journal.begin(&inputs(recipe, &base, &data.digest, &request.machine.device))?, &run, observer);
+    let mut journal = begin(recipe, request, &run, &base, &data, observer)?;
     metrics.lap("open");
 
     let findings = trial.measure_base(&bench, &base, &Units::new(&mut journal), observer)?;
@@ -122,7 +127,10 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
 
     let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
     let stage_data = corpus.stages(&bench.examiner)?;
-    let sets = train(recipe, &stages, &base, &stage_data, &data.digest, &mut journal, &mut metrics, observer)?;
+    let assembled = !request.assemble.is_empty();
+    let training =
+        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, assembled };
+    let sets = training.run(&mut journal, &mut metrics, observer)?;
     drop(stage_data);
 
     let (staged, cast) = write_weights(&base.checkpoint, &request.out, &sets, observer)?;
@@ -160,6 +168,63 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     Ok(Outcome { report, published, run, cast })
 }
 
+/// Trains one part of the blocks of the first stage that is not finished, for [`harden`] to assemble; nothing is measured or
+/// published. A further stage can be parted once all parts of the one before it are given to assemble.
+///
+/// # Errors
+/// As [`harden`]; [`Error::Input`] when the stage's blocks are not independent of one another.
+pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &dyn Observer) -> Result<Part> {
+    let demand = Demand::of_hardening(recipe, &request.machine.device);
+    let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
+    let bench = Trial::of(recipe, &data).bench(&base)?;
+    let run = request.run.clone().unwrap_or_else(|| part_run(&request.out, shard));
+    let mut journal = begin(recipe, request, &run, &base, &data, observer)?;
+    let corpus =
+        Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
+    let stage_data = corpus.stages(&bench.examiner)?;
+    let assembled = !request.assemble.is_empty();
+    let training =
+        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, assembled };
+    training.run_part(shard, run, &mut journal, observer)
+}
+
+/// What a recipe and a request name, read and checked.
+struct Opened {
+    base: Model,
+    /// Blocks of every stage.
+    stages: Vec<Vec<usize>>,
+    data: PromptSet,
+}
+
+impl Opened {
+    fn new(recipe: &Recipe, request: &Request, demand: Demand, observer: &dyn Observer) -> Result<Self> {
+        let located = locate_for(recipe, request.model.as_deref(), observer)?;
+        let base = Model::load(located, &request.machine, demand, observer)?;
+        check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
+        let stages = stage_layers(recipe, base.decoder.n_layers())?;
+        Ok(Self { base, stages, data: prompts_of(&recipe.data)? })
+    }
+}
+
+/// Opens the run folder, says what is in it, and takes the units of the parts to assemble.
+fn begin(
+    recipe: &Recipe,
+    request: &Request,
+    run: &Path,
+    base: &Model,
+    data: &PromptSet,
+    observer: &dyn Observer,
+) -> Result<Journal> {
+    let mut journal = Journal::open(run, request.fresh, request.stop.clone())?;
+    let inputs = inputs(recipe, base, &data.digest, &request.machine.device);
+    announce(&journal.begin(&inputs)?, run, observer);
+    for part in &request.assemble {
+        let units = journal.take(part, &inputs)?;
+        observer.event(Event::Note(format!("{units} finished units taken from {}", part.display())));
+    }
+    Ok(journal)
+}
+
 /// The blocks of every stage of `recipe` on a model of `n_layers`.
 ///
 /// # Errors
@@ -191,95 +256,6 @@ fn announce(found: &Found, run: &Path, observer: &dyn Observer) {
             names.join(", ")
         ))),
     }
-}
-
-/// What a finished stage leaves in the journal; its adapters lie in the run folder beside it.
-#[derive(Serialize, Deserialize)]
-struct Finished {
-    blocks: Vec<BlockOutcome>,
-    figures: BTreeMap<String, f64>,
-    /// Digests of the adapter's two files; absent when nothing was adapted.
-    adapters: Option<[String; 2]>,
-}
-
-/// Runs the stages, each on the weights that the one before left.
-#[expect(clippy::too_many_arguments, reason = "one caller; the arguments are the run's parts")]
-fn train(
-    recipe: &Recipe,
-    stages: &[Vec<usize>],
-    base: &Model,
-    data: &StageData,
-    data_digest: &str,
-    journal: &mut Journal,
-    metrics: &mut Metrics,
-    observer: &dyn Observer,
-) -> Result<Vec<AdapterSet>> {
-    let (mut decoder, mut sets) = (base.decoder.clone(), vec![]);
-    // A stage depends on everything before it.
-    let mut scope = serde_json::json!([
-        env!("CARGO_PKG_VERSION"),
-        base.identity(),
-        data_digest,
-        recipe.data.system,
-        recipe.seed,
-        recipe.suite.max_new_tokens,
-        device::kind(decoder.device()),
-        device::simd(),
-    ])
-    .to_string();
-    for (number, (stage, layers)) in recipe.stages.iter().zip(stages).enumerate() {
-        scope = stage_scope(&scope, stage, layers)?;
-        let folder = journal.dir().join("adapters").join(format!("{:02}-{}", number + 1, stage.kind()));
-        let done = format!("stage/{scope}/done");
-        let kept = journal.get(&done).and_then(|bytes| serde_json::from_slice::<Finished>(&bytes).ok());
-        let set = match kept.and_then(|finished| reload(&finished, &folder)) {
-            Some(set) => {
-                observer.event(Event::Note(format!("stage {} `{}` is finished already", number + 1, stage.kind())));
-                set
-            }
-            None => {
-                let mut store = Scoped::new(journal, format!("stage/{scope}"));
-                let weights = Weighed { original: &base.decoder, current: &decoder };
-                let outcome = run_stage(stage, layers, weights, data, recipe.seed, observer, &mut store)?;
-                remove(&folder)?;
-                let adapters = if outcome.adapters.is_empty() {
-                    None
-                } else {
-                    peft::save(&outcome.adapters, &folder, &base.located.source)?;
-                    Some(digests(&folder)?)
-                };
-                let finished = Finished { blocks: outcome.blocks, figures: outcome.figures, adapters };
-                let bytes = serde_json::to_vec(&finished).map_err(|e| Error::input(&done, e.to_string()))?;
-                journal.put(&done, &bytes)?;
-                outcome.adapters
-            }
-        };
-        decoder = trainable::merge(&decoder, &set)?;
-        sets.push(set);
-        metrics.lap(format!("stage {} {}", number + 1, stage.kind()));
-    }
-    Ok(sets)
-}
-
-fn stage_scope(before: &str, stage: &Stage, layers: &[usize]) -> Result<String> {
-    let stage = serde_json::to_string(stage).map_err(|error| Error::input(stage.kind(), error.to_string()))?;
-    Ok(Digest::of(format!("{before}\n{stage}\n{layers:?}").as_bytes()).to_string())
-}
-
-/// The adapters of a finished stage, if their files are still those that it wrote.
-fn reload(finished: &Finished, folder: &Path) -> Option<AdapterSet> {
-    match &finished.adapters {
-        None => Some(AdapterSet::new()),
-        Some(expected) => {
-            let unchanged = digests(folder).ok().is_some_and(|found| found == *expected);
-            if unchanged { peft::load(folder).ok() } else { None }
-        }
-    }
-}
-
-fn digests(folder: &Path) -> Result<[String; 2]> {
-    let of = |file: &str| Ok::<_, Error>(Digest::of_file(&folder.join(file))?.to_string());
-    Ok([of(peft::CONFIG)?, of(peft::WEIGHTS)?])
 }
 
 /// Writes the base with `sets` merged in beside `out`.
@@ -335,14 +311,5 @@ mod tests {
             assert_eq!(error.exit_code(), 3);
             assert!(error.to_string().contains("match=null"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_stage_depends_on_all_before_it() {
-        let recipe = Recipe::embedded("demo").unwrap();
-        let [first, second] = &recipe.stages[..] else { panic!("two stages") };
-        let chain = |a: &Stage, b: &Stage| stage_scope(&stage_scope("base", a, &[0]).unwrap(), b, &[0]).unwrap();
-        assert_eq!(chain(first, second), chain(first, second));
-        assert_ne!(chain(first, second), chain(second, second));
     }
 }

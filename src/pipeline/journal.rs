@@ -54,6 +54,14 @@ impl Stop {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs(pub BTreeMap<String, String>);
 
+impl Inputs {
+    /// Names of what is not the same in `other`.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let names = self.0.keys().chain(other.0.keys().filter(|key| !self.0.contains_key(*key)));
+        names.filter(|key| self.0.get(*key) != other.0.get(*key)).cloned().collect()
+    }
+}
+
 /// What was found in a run folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -86,16 +94,7 @@ impl Journal {
                 .hint("choose another with `--run DIR`"));
         }
         create(&dir.join(UNITS))?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
-        let file = file.map_err(|error| Error::io(&lock, error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::file(dir, "expected a free run folder, got one that another process uses")
-                    .hint("wait for it, or choose another with `--run DIR`"));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::io(&lock, error)),
-        }
+        let file = hold(dir, OpenOptions::new().create(true).truncate(false).write(true))?;
         let journal = Self { dir: dir.to_owned(), stop, _lock: file };
         remove_partial(dir)?;
         remove_partial(&dir.join(UNITS))?;
@@ -127,14 +126,44 @@ impl Journal {
         let found = match former {
             None => Found::Nothing,
             Some(former) if former == *inputs => Found::Same(self.units()?),
-            Some(former) => {
-                let names = inputs.0.keys().chain(former.0.keys().filter(|key| !inputs.0.contains_key(*key)));
-                Found::Other(names.filter(|key| inputs.0.get(*key) != former.0.get(*key)).cloned().collect())
-            }
+            Some(former) => Found::Other(inputs.differences(&former)),
         };
         let text = serde_json::to_vec_pretty(inputs).expect("a map of strings always serialises");
         self.write(INPUTS, &text)?;
         Ok(found)
+    }
+
+    /// Takes over the finished units of the run folder `part`, which must be of the same `inputs`; returns their number.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when `part` is no run folder, is in use, or is of other inputs; [`Error::Io`].
+    pub fn take(&mut self, part: &Path, inputs: &Inputs) -> Result<usize> {
+        let _lock = hold(part, OpenOptions::new().write(true))?;
+        let former = part.join(INPUTS);
+        let bytes = fs::read(&former).map_err(|error| Error::io(&former, error))?;
+        let former: Inputs = serde_json::from_slice(&bytes).map_err(|e| Error::file(&former, e.to_string()))?;
+        let others = inputs.differences(&former);
+        if !others.is_empty() {
+            return Err(Error::file(
+                part,
+                format!("expected a part of this run, got one with another {}", others.join(", ")),
+            ));
+        }
+        let units = part.join(UNITS);
+        let mut taken = 0;
+        for entry in fs::read_dir(&units).map_err(|error| Error::io(&units, error))? {
+            let path = entry.map_err(|error| Error::io(&units, error))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL)) {
+                continue;
+            }
+            let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
+            let (key, content) = opened(&bytes).ok_or_else(|| {
+                Error::file(&path, "expected a finished unit, got a damaged one").hint("run that part again")
+            })?;
+            self.put(key, content)?;
+            taken += 1;
+        }
+        Ok(taken)
     }
 
     /// Writes a file of the run folder: complete or not at all.
@@ -166,10 +195,8 @@ impl Journal {
 impl UnitStore for Journal {
     fn get(&self, key: &str) -> Option<Vec<u8>> {
         let bytes = fs::read(self.unit(key)).ok()?;
-        let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
-        let (head, kept, content) = (parts.next()?, parts.next()?, parts.next()?);
-        let expected = format!("{MAGIC} {}", Digest::of(content));
-        (head == expected.as_bytes() && kept == key.as_bytes()).then(|| content.to_vec())
+        let (kept, content) = opened(&bytes)?;
+        (kept == key).then(|| content.to_vec())
     }
 
     /// Keeps the unit, then stops the run if somebody asked for it.
@@ -204,6 +231,28 @@ impl UnitStore for Scoped<'_> {
 
     fn put(&mut self, key: &str, bytes: &[u8]) -> Result<()> {
         self.inner.put(&format!("{}/{key}", self.scope), bytes)
+    }
+}
+
+/// Key and content of a unit file, if it is whole.
+fn opened(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let mut parts = bytes.splitn(3, |byte| *byte == b'\n');
+    let (head, key, content) = (parts.next()?, parts.next()?, parts.next()?);
+    let expected = format!("{MAGIC} {}", Digest::of(content));
+    (head == expected.as_bytes()).then_some((std::str::from_utf8(key).ok()?, content))
+}
+
+/// Locks the run folder `dir` for as long as the returned file is open.
+fn hold(dir: &Path, options: &OpenOptions) -> Result<File> {
+    let lock = dir.join("lock");
+    let file = options.open(&lock).map_err(|error| Error::io(&lock, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(dir, "expected a free run folder, got one that another process uses")
+                .hint("wait for it, or choose another with `--run DIR`"))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io(&lock, error)),
     }
 }
 

@@ -28,12 +28,14 @@ pub mod verify;
 pub mod weights;
 
 mod abliterate;
+mod train;
 mod transfer;
 
 pub use bench::{Bench, Subject};
 pub use corpus::{Corpus, prompt_set, prompts_of};
 pub use examiner::{Counts, Examiner, Questions};
-pub use harden::{Outcome, Request, harden};
+pub use harden::{Outcome, Request, harden, harden_part};
 pub use journal::{Journal, Stop};
 pub use model::{Located, Model, locate};
+pub use train::Part;
 pub use verify::{Trial, assess};

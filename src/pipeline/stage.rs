@@ -7,7 +7,9 @@ use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::EtSpec;
-use crate::defence::{Adversary, DefenceData, Given, StageOutcome, UnitStore, Weighed, adversarial, et, et_closed};
+use crate::defence::{
+    Adversary, DefenceData, Given, StageOutcome, UnitStore, Weighed, adversarial, block_unit, et, et_closed,
+};
 use crate::event::Observer;
 use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
@@ -74,6 +76,17 @@ pub fn run_stage(
             adversarial::run(spec, layers, weights, &data.defence, &mut pool, seed, observer, store)
         }
     }
+}
+
+/// Names of the units that `stage` keeps, one a block of `layers`; absent when it trains its blocks together.
+#[must_use]
+pub fn block_units(stage: &Stage, layers: &[usize]) -> Option<Vec<String>> {
+    let name = match stage {
+        Stage::Et(..) | Stage::EtFaithful(..) => et::NAME,
+        Stage::EtClosed(..) => et_closed::NAME,
+        Stage::Adversarial(..) => return None,
+    };
+    Some(layers.iter().map(|layer| block_unit(name, *layer)).collect())
 }
 
 /// The paper's learned edit, fitted on the training split and judged on the validation split.
