@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, IndexOp as _, Tensor, Var};
 use immunise::adapter::{Adapter, AdapterSet, merge};
 use immunise::checkpoint::config::Config;
-use immunise::checkpoint::{Checkpoint, patch};
+use immunise::checkpoint::{Checkpoint, diff, patch};
+use immunise::data::{Kind, PromptSet, Split, builtin};
 use immunise::defence::trainable;
+use immunise::event::Silent;
 use immunise::math::seed::Stream;
 use immunise::model::blueprint::{Activation, Attends, BlockNorms, NormKind, QkNorm};
 use immunise::model::chat_template::{ChatTemplate, Message};
@@ -23,6 +25,9 @@ use immunise::model::prompt::PromptEncoder;
 use immunise::model::site::{Point, Site};
 use immunise::model::tokenizer::Tokenizer;
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch, WeightLocation, families};
+use immunise::pipeline::device::Machine;
+use immunise::pipeline::{Request, Stop, harden};
+use immunise::recipe::Recipe;
 use ndarray::Array2;
 use serde_json::Value;
 
@@ -313,14 +318,81 @@ fn generation(pico: &Pico) -> Check {
     Ok(format!("{tokens} tokens equal"))
 }
 
+/// A folder as publishers have it: the checkpoint with its tokenizer beside it.
+fn published(pico: &Pico, root: &Path) -> PathBuf {
+    let model = root.join("model");
+    fs::create_dir_all(&model).unwrap();
+    let tokenizer = folder().join("tokenizers").join(pico.golden["tokenizer"].as_str().unwrap());
+    for from in [tokenizer, pico.dir.clone()] {
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if !name.starts_with("golden") {
+                fs::copy(entry.path(), model.join(name)).unwrap();
+            }
+        }
+    }
+    // Whole dialogues have to fit, spelled by tokenizers that know few words.
+    let config = model.join("config.json");
+    let longer = fs::read_to_string(&config)
+        .unwrap()
+        .replace("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 256");
+    fs::write(config, longer).unwrap();
+    model
+}
+
+fn hardening(pico: &Pico) -> Check {
+    let root = tempfile::tempdir().unwrap();
+    let model = published(pico, root.path());
+    let mut counts: HashMap<(Kind, Split), usize> = HashMap::new();
+    let few = builtin::tiny_chat().examples.into_iter().filter(|row| {
+        let count = counts.entry((row.kind, row.split)).or_default();
+        *count += 1;
+        *count <= 4
+    });
+    let prompts = root.path().join("prompts.jsonl");
+    fs::write(&prompts, PromptSet::new("few", few.collect()).to_jsonl()).unwrap();
+    let recipe = format!(
+        "schema: 1\nname: pico\ndata: {{prompts: {}}}\nlayers: [1]\n\
+         stages: [{{kind: et, steps: 2, rounds: 1, rank: 1, attack_pairs: 2, prompts: 2, anchors: 2, batch: 2}}]\n\
+         suite: {{evaluation_prompts: 4, max_new_tokens: 3, attacks: [\
+         {{kind: noreft, pairs: 2, steps: 1, batch: 2, layers: [1], knowledge: [frozen, adaptive]}}, \
+         {{kind: random, pairs: 2, steps: 1, batch: 2, layers: [1]}}]}}\n\
+         utility: [{{task: kl, items: 4}}]\nthresholds: {{control_asr: {{max: 0.9}}}}\n",
+        prompts.display()
+    );
+    let file = root.path().join("recipe.yaml");
+    fs::write(&file, recipe).unwrap();
+    let request = Request {
+        model: Some(model.display().to_string()),
+        out: root.path().join("out"),
+        run: None,
+        key: None,
+        allow_fail: true,
+        fresh: false,
+        assemble: vec![],
+        machine: Machine::new(CPU, None),
+        stop: Stop::default(),
+    };
+    let outcome =
+        harden(&Recipe::load(&file).map_err(|e| e.to_string())?, &request, &Silent).map_err(|e| e.to_string())?;
+    let out = outcome.published.ok_or("nothing was published")?;
+    let difference = diff(&Checkpoint::open(&model).unwrap(), &Checkpoint::open(&out).unwrap()).unwrap();
+    let changed = difference.tensors.iter().filter(|tensor| tensor.name.contains(".1.")).count();
+    if changed == 0 || changed != difference.tensors.len() {
+        return Err(format!("expected changes in block 1 alone, got {:?}", difference.tensors));
+    }
+    Ok(format!("{changed} tensors, {} rows", outcome.report.attacks.len()))
+}
+
 #[test]
 fn every_family_is_what_transformers_computes_and_can_be_trained_and_merged() {
-    const CHECKS: [Column; 5] = [
+    const CHECKS: [Column; 6] = [
         ("parity", parity),
         ("gradients", gradients),
         ("merge", merging),
         ("template", templates),
         ("generation", generation),
+        ("harden", hardening),
     ];
     println!("{:<12}  {}", "family", CHECKS.map(|(name, _)| format!("{name:<24}")).join(""));
     let mut wrong = vec![];

@@ -63,7 +63,9 @@ fn what_is_published_is_what_was_measured() {
         card.contains("license: apache-2.0") && card.contains("published in spite of that")
             || card.contains("could not be decided")
     );
-    for file in ["immunisation/report.html", "immunisation/recipe.yaml", "immunisation/attestation.intoto.jsonl"] {
+    for file in
+        ["report.html", "recipe.yaml", "bom.cdx.json", "attestation.intoto.jsonl"].map(|f| format!("immunisation/{f}"))
+    {
         assert!(out.join(file).is_file(), "{file}");
     }
 }

@@ -158,7 +158,8 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     journal.write("report.html", html::render(&report, Some(&text)).as_bytes())?;
     let published = match &approved {
         Some(approved) => {
-            publish(staged, &request.out, approved, &text, &base.located, request.key.as_ref())?;
+            let family = &base.checkpoint.config().model_type;
+            publish(staged, &request.out, approved, &text, &base.located, family, request.key.as_ref())?;
             Some(request.out.clone())
         }
         None => None,

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::model::{CARD, Located};
 use crate::checkpoint::Staged;
 use crate::recipe::Recipe;
-use crate::report::{Approved, Report, Severity, Verdict, card, html};
+use crate::report::{Approved, Report, Severity, Verdict, bom, card, html};
 use crate::sign::attestation::{self, Evidence, Material, Outcome};
 use crate::sign::{Digest, Manifest, Resource, SigningKey, sign_folder_as, verify_folder};
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ pub fn recipe_text(recipe: &Recipe, data_digest: &str) -> String {
     format!("# Prompts: sha256 {data_digest}.\n{}", recipe.show())
 }
 
-/// Writes everything beside the weights into `staged` and moves it to `out`.
+/// Writes everything beside the weights into `staged` and moves it to `out`; `family` is the base's model type.
 ///
 /// # Errors
 /// [`Error::Io`]; those of signing.
@@ -33,6 +33,7 @@ pub fn publish(
     approved: &Approved,
     recipe: &str,
     base: &Located,
+    family: &str,
     key: Option<&SigningKey>,
 ) -> Result<()> {
     let report = approved.report();
@@ -46,6 +47,8 @@ pub fn publish(
     staged.write("immunisation/report.json", report.to_json().as_bytes())?;
     staged.write("immunisation/report.html", html::render(report, Some(recipe)).as_bytes())?;
     staged.write(RECIPE, recipe.as_bytes())?;
+    let recipe_digest = Digest::of_bytes(recipe.as_bytes()).to_string();
+    staged.write(bom::BOM_FILE, bom::bom(report, family, &recipe_digest).as_bytes())?;
     let evidence = evidence(&staged, report, recipe, base)?;
     attestation::write(staged.path(), &evidence, key)?;
     if let Some(key) = key {

@@ -7,6 +7,7 @@
 
 pub mod agreement;
 pub mod approved;
+pub mod bom;
 pub mod card;
 mod card_front;
 pub mod compare;
