@@ -1,4 +1,6 @@
 //! A report as JUnit XML, for the test views of CI systems: a case for every gated row, task and clean measurement.
+//!
+//! Valid against the schema that Jenkins enforces (`fixtures/schemas/junit-10.xsd`, held by `tests/interchange.rs`).
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
@@ -21,7 +23,11 @@ pub fn render(report: &Report) -> Result<String> {
     let mut utility = TestSuite::new("utility");
     utility.add_test_cases(report.utility.iter().map(task));
     document.add_test_suites([verdict, attacks, utility]);
-    document.to_string().map_err(|error| Error::input("JUnit report", error.to_string()))
+    let text = document.to_string().map_err(|error| Error::input("JUnit report", error.to_string()))?;
+    // The writer counts the skipped cases on the root too, where the schema has no such attribute and Jenkins refuses it. Of the
+    // characters that XML has no room for it leaves two in.
+    let text = text.replacen(&format!(" skipped=\"{}\"", document.skipped), "", 1);
+    Ok(text.replace(['\u{fffe}', '\u{ffff}'], ""))
 }
 
 fn case(name: &str, problem: &Option<(String, String)>) -> TestCase {
