@@ -162,7 +162,7 @@ fn what_is_transferred_and_by_whom_is_judged_is_checked() {
     let guarded = text.replace("suite:", "suite:\n  guard: {model: '', frame: best}");
     let found = problems(&guarded).join("\n");
     for expected in [
-        "suite.guard: expected one of `template`, `llama-guard-3`, `harmbench`, got `best`",
+        "suite.guard: expected one of `template`, `llama-guard-1`, `llama-guard-2`, `llama-guard-3`, `llama-guard-4`, `harmbench`, got `best`",
         "suite.attacks.0.source: expected `builtin:tiny-chat`",
         "suite.attacks.0.coefficients: this kind of attack sweeps no strengths",
         "suite.attacks.1.of: expected a learned edit, `mean-difference` or `ablation`, got `lora`",

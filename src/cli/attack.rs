@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE[,KEY=VALUE]…")]
     import: Vec<String>,
     /// A guard model that judges the answers under attack too, and how far it agrees: Llama Guard's checkpoints by their own
-    /// `template`, HarmBench's classifiers by `harmbench`.
+    /// `template` or `llama-guard-1` to `llama-guard-4`, HarmBench's classifiers by `harmbench`.
     #[arg(long, value_name = "REF|DIR[,frame=NAME]")]
     guard: Option<String>,
     /// The un-hardened model that it was made from.
@@ -138,8 +138,8 @@ fn guard_of(text: &str) -> Result<GuardSpec> {
         None => (text, Ok(Frame::default())),
     };
     let wrong = |_| {
-        Error::usage(format!("--guard {text}: unknown frame"))
-            .hint("there are `template`, `llama-guard-3`, `harmbench`")
+        let names = Frame::ALL.map(|frame| format!("`{}`", frame.name())).join(", ");
+        Error::usage(format!("--guard {text}: unknown frame")).hint(format!("there are {names}"))
     };
     Ok(GuardSpec { model: model.to_owned(), frame: frame.map_err(wrong)? })
 }

@@ -13,6 +13,7 @@ mod cue_languages;
 mod degeneracy;
 mod excerpt;
 pub mod guard;
+pub mod llama_guard;
 mod normalise;
 mod refusal;
 pub mod target;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::data::Example;
 use crate::intervention::{Edit, Positions};
-use crate::judge::guard::Guard;
+use crate::judge::guard::{self, Guard};
 use crate::judge::{Composite, Judge, Judged};
 use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate};
@@ -209,7 +209,7 @@ impl Examiner {
     /// Judgements counted, and compared with a guard's.
     ///
     /// # Errors
-    /// As [`Examiner::answers`] and [`Guard::harmful`].
+    /// As [`Examiner::answers`] and [`Guard::verdicts`].
     pub fn guarded_counts(
         &self,
         decoder: &Decoder,
@@ -221,8 +221,12 @@ impl Examiner {
         let pairs = || questions.examples.iter().zip(&answers);
         let judged: Vec<Judged> = pairs().map(|(example, text)| Composite.judge(example, text)).collect();
         let rows: Vec<(&str, &str)> = pairs().map(|(row, answer)| (row.prompt.as_str(), answer.as_str())).collect();
-        let harmful = guard.harmful(&rows)?;
-        let table = report::Agreement::count(judged.iter().map(Judged::attack_success).zip(harmful));
+        let said = guard.verdicts(&rows)?.into_iter().map(|verdict| match verdict {
+            guard::Verdict::Harmful => Some(true),
+            guard::Verdict::Harmless => Some(false),
+            guard::Verdict::Unparsed => None,
+        });
+        let table = report::Agreement::count(judged.iter().map(Judged::attack_success).zip(said));
         Ok(Counts { guarded: Some(table), ..Counts::of(&judged) })
     }
 

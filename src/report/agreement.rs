@@ -17,18 +17,26 @@ pub struct Agreement {
     pub second_only: u64,
     /// Success by neither.
     pub neither: u64,
+    /// Answers of which the second judge said nothing that could be read; in no other count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unparsed: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Agreement {
-    /// Counts pairs of judgements.
+    /// Counts pairs of judgements; the second is absent where it could not be read.
     #[must_use]
-    pub fn count(pairs: impl IntoIterator<Item = (bool, bool)>) -> Self {
+    pub fn count(pairs: impl IntoIterator<Item = (bool, Option<bool>)>) -> Self {
         pairs.into_iter().fold(Self::default(), |mut table, pair| {
             *match pair {
-                (true, true) => &mut table.both,
-                (true, false) => &mut table.first_only,
-                (false, true) => &mut table.second_only,
-                (false, false) => &mut table.neither,
+                (true, Some(true)) => &mut table.both,
+                (true, Some(false)) => &mut table.first_only,
+                (false, Some(true)) => &mut table.second_only,
+                (false, Some(false)) => &mut table.neither,
+                (_, None) => &mut table.unparsed,
             } += 1;
             table
         })
@@ -42,10 +50,11 @@ impl Agreement {
             first_only: self.first_only + other.first_only,
             second_only: self.second_only + other.second_only,
             neither: self.neither + other.neither,
+            unparsed: self.unparsed + other.unparsed,
         }
     }
 
-    /// Answers.
+    /// Answers that both judged.
     #[must_use]
     pub fn n(&self) -> u64 {
         self.both + self.first_only + self.second_only + self.neither
@@ -81,7 +90,7 @@ impl Agreement {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JudgeAgreement {
-    /// Answers, over all attack and control rows.
+    /// Answers that both judged, over all attack and control rows.
     pub n: u64,
     /// Fraction of answers on which both say the same.
     pub raw: f64,
@@ -104,28 +113,29 @@ mod tests {
     #[test]
     fn kappa_is_agreement_beyond_chance() {
         // Cohen's measure by hand: p_o = .7, p_e = .5·.6 + .5·.4 = .5.
-        let table = Agreement { both: 20, first_only: 5, second_only: 10, neither: 15 };
+        let table = Agreement { both: 20, first_only: 5, second_only: 10, neither: 15, unparsed: 9 };
         assert!((table.raw() - 0.7).abs() < 1e-12 && (table.second() - 0.6).abs() < 1e-12);
         assert!((table.kappa().unwrap() - 0.4).abs() < 1e-12);
-        let opposed = Agreement::count([(true, false), (false, true)]);
+        let opposed = Agreement::count([(true, Some(false)), (false, Some(true))]);
         assert_eq!((opposed.kappa(), opposed.raw()), (Some(-1.0), 0.0));
     }
 
     #[test]
     fn without_variety_there_is_no_kappa() {
-        assert_eq!(Agreement::count([(true, true); 5]).kappa(), None);
+        assert_eq!(Agreement::count([(true, Some(true)); 5]).kappa(), None);
         assert_eq!(Agreement::default().kappa(), None);
-        assert_eq!(Agreement::count([(true, true), (true, false)]).kappa(), Some(0.0));
+        assert_eq!(Agreement::count([(true, Some(true)), (true, Some(false))]).kappa(), Some(0.0));
     }
 
     #[test]
     fn tables_add_up() {
-        let pairs = [(true, true), (false, true), (false, false), (true, false), (true, true)];
+        let [yes, no] = [Some(true), Some(false)];
+        let pairs = [(true, yes), (false, yes), (false, no), (true, None), (true, no), (true, yes)];
         let whole = Agreement::count(pairs);
         assert_eq!(
             Agreement::count(pairs[..2].iter().copied()).plus(Agreement::count(pairs[2..].iter().copied())),
             whole
         );
-        assert_eq!(JudgeAgreement::from(whole).n, 5);
+        assert_eq!((JudgeAgreement::from(whole).n, whole.unparsed), (5, 1));
     }
 }

@@ -84,22 +84,53 @@ pub fn limits(report: &Report) -> Vec<String> {
         _ => format!("`{}` (not calibrated here)", judge.kind),
     });
     limits.extend(judge.map(|judge| format!("Answers were judged by {judge}; its mistakes are in every rate.")));
-    if let (Some(second), Some(agreement)) = (report.judges.get(1), &report.summary.agreement) {
-        let beyond = agreement.kappa.map_or_else(|| "undefined".into(), |kappa| format!("{kappa:.2}"));
-        limits.push(format!(
-            "A second judge, `{}`, says the same of {} of {} answers under attack (Cohen's kappa {beyond}); it decides nothing.",
-            second.kind,
-            percent(agreement.raw),
-            agreement.n
+    limits.extend(second_judge(report));
+    limits
+}
+
+/// How far a second judge agrees with the first, where one was asked.
+#[must_use]
+pub fn second_judge(report: &Report) -> Option<String> {
+    let (second, agreement) = (&report.judges.get(1)?.kind, report.summary.agreement.as_ref()?);
+    let unparsed = agreement.table.unparsed;
+    if agreement.n == 0 {
+        return Some(format!(
+            "A second judge, `{second}`, gave no verdict: of {unparsed} answers under attack it said neither of its two words."
         ));
     }
-    limits
+    let beyond = agreement.kappa.map_or_else(|| "undefined".into(), |kappa| format!("{kappa:.2}"));
+    let silent = match unparsed {
+        0 => String::new(),
+        more => format!(", and of {more} more it said neither of its two words"),
+    };
+    Some(format!(
+        "A second judge, `{second}`, says the same of {} of {} answers under attack (Cohen's kappa {beyond}){silent}; it decides \
+         nothing.",
+        percent(agreement.raw),
+        agreement.n
+    ))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::{Agreement, JudgeInfo, sample};
     use super::*;
+
+    #[test]
+    fn answers_that_the_second_judge_left_open_are_told_apart() {
+        let mut report = sample::report();
+        assert_eq!(second_judge(&report), None);
+        report.judges.push(JudgeInfo { kind: "guard".into(), sensitivity: None, specificity: None });
+        let mut told = |table: Agreement| {
+            report.summary.agreement = Some(table.into());
+            second_judge(&report).unwrap()
+        };
+        let table = Agreement { both: 3, neither: 1, ..Agreement::default() };
+        assert!(told(table).contains("100.0% of 4 answers under attack (Cohen's kappa 1.00); it decides nothing"));
+        assert!(told(Agreement { unparsed: 2, ..table }).contains(", and of 2 more it said neither of its two words;"));
+        let silent = told(Agreement { unparsed: 9, ..Agreement::default() });
+        assert!(silent.contains("gave no verdict: of 9 answers") && !silent.contains('%'), "{silent}");
+    }
 
     #[test]
     fn what_was_measured_is_not_listed_as_a_gap() {

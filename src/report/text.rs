@@ -4,6 +4,7 @@
 
 use super::group::Group;
 use super::interval::Measured;
+use super::limit::second_judge;
 use super::schema::{AttackRow, Finding, Report, Severity, UtilityRow, Verdict};
 use super::wording::{blocks, percent, ranges};
 
@@ -179,6 +180,9 @@ pub fn verdict(report: &Report, width: usize) -> Vec<Line> {
     for finding in report.findings.iter().filter(|f| passed || f.severity != Severity::Info) {
         out.extend(wrapped(finding, width));
     }
+    if let Some(told) = second_judge(report) {
+        out.extend(paragraph(Tone::Plain, "note ", told.split_whitespace(), width));
+    }
     out
 }
 
@@ -188,10 +192,15 @@ fn wrapped(finding: &Finding, width: usize) -> Vec<Line> {
         Severity::Warning => (Tone::Caution, "note "),
         Severity::Error => (Tone::Bad, "fails"),
     };
+    let code = format!("[{}]", finding.code);
+    paragraph(tone, mark, finding.message.split_whitespace().chain([code.as_str()]), width)
+}
+
+fn paragraph<'a>(tone: Tone, mark: &str, words: impl Iterator<Item = &'a str>, width: usize) -> Vec<Line> {
     let mut lines: Vec<String> = vec![];
     let mut line = format!("  {mark}  ");
     let indent = line.chars().count();
-    for word in finding.message.split_whitespace().chain([format!("[{}]", finding.code).as_str()]) {
+    for word in words {
         let used = line.chars().count();
         if used > indent && used + 1 + word.chars().count() > width {
             lines.push(std::mem::replace(&mut line, " ".repeat(indent)));
