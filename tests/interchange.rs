@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use immunise::report::{AsrBound, MaxBound, MinBound, Outcome, Rate, Report, Severity, Thresholds, Verdict};
+use immunise::report::{AsrBound, MaxBound, MinBound, Outcome, Rate, Report, Severity, Thresholds, Verdict, merge};
 use serde_json::{Value, json};
 use uppsala::XsdValidator;
 
@@ -166,6 +166,59 @@ fn outputs_for_ci_systems_are_valid_against_their_schemas() {
     use Verdict::{Fail, Inconclusive, Pass};
     assert_eq!(verdicts[..4], [(Pass, false), (Fail, true), (Inconclusive, false), (Fail, true)]);
     assert_eq!(verdicts[4], (Inconclusive, false));
+}
+
+#[test]
+fn what_a_budget_leaves_out_is_in_every_output_and_never_passes() {
+    let world = World::new();
+    let (model, policy) = (world.model().display().to_string(), world.recipe().display().to_string());
+    let measure = |more: &[&str], out: &Path| -> Report {
+        let out = out.display().to_string();
+        let bound = ["--set", "suite.budget={gradient_evaluations: 6}", "--report", &out, "--format", "json"];
+        let gate = ["verify", &model, "--policy", &policy, "--base", &model];
+        let (code, text) = immunise(&[&gate[..], &bound[..], more].concat());
+        let report = Report::from_json(&text, "stdout").unwrap();
+        assert_eq!((code, report.verdict), (5, Verdict::Inconclusive), "{text}");
+        report
+    };
+    let whole = measure(&[], &world.root().join("whole"));
+    // Two fits of two steps on two pairs do not fit into six; the ablation and what needs no gradient do.
+    let names: Vec<&str> = whole.skipped.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["noreft r2 p4 s2 b2", "random r2 p4"]);
+    assert_eq!((whole.skipped[0].gradient_evaluations, whole.skipped[0].control), (8, false));
+    assert!(whole.findings.iter().any(|finding| finding.code == "budget-exhausted"));
+    assert!(whole.attacks.iter().all(|row| row.family == "ablation"));
+
+    let path = world.root().join("whole/report.json");
+    let (text, html, junit) = (shown(&path, "text"), shown(&path, "html"), shown(&path, "junit"));
+    assert!(text.contains("skipped: budget"), "{text}");
+    assert!(html.contains("skipped: budget"));
+    assert!(junit.contains("<skipped message=\"skipped: budget"), "{junit}");
+    assert_eq!(junit_problems(&junit), Vec::<String>::new(), "{junit}");
+    assert!(shown(&path, "sarif").contains("budget-exhausted"));
+
+    let parts: Vec<Report> =
+        (1..=3).map(|i| measure(&["--shard", &format!("{i}/3")], &world.root().join(i.to_string()))).collect();
+    let thresholds = Thresholds::default();
+    let merged = merge::merge(&parts, &thresholds).unwrap();
+    assert_eq!(merged, merge::merge(std::slice::from_ref(&whole), &thresholds).unwrap(), "whatever the sharding");
+
+    let (code, plan) = immunise(&[
+        "harden",
+        &policy,
+        "--model",
+        &model,
+        "--dry-run",
+        "--set",
+        "suite.budget={gradient_evaluations: 6}",
+    ]);
+    assert_eq!(code, 0, "{plan}");
+    assert!(
+        plan.contains(
+            "noreft r2 p4 s2 b2 at block 1: at most 8 gradient evaluations and 60 tokens of answers, skipped: budget"
+        ),
+        "{plan}"
+    );
 }
 
 #[test]

@@ -178,6 +178,29 @@ impl Default for Search {
     }
 }
 
+/// The most that something may cost, in units that no machine changes; absent bounds allow anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Allowance {
+    /// Sequences run forward and backward to find edits, on both models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_evaluations: Option<u64>,
+    /// Tokens of the answers that are scored, on both models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated_tokens: Option<u64>,
+}
+
+impl Allowance {
+    /// Such as `5000 gradient evaluations`.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let part = |most: Option<u64>, unit: &str| most.map(|most| format!("{most} {unit}"));
+        let parts =
+            [part(self.gradient_evaluations, "gradient evaluations"), part(self.generated_tokens, "tokens of answers")];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+    }
+}
+
 /// One row of a suite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -221,6 +244,9 @@ pub struct AttackSpec {
     /// Independent repetitions, each a cell.
     #[serde(default = "one")]
     pub seeds: usize,
+    /// The most that one cell may cost; one that would cost more is skipped, and said to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Allowance>,
     /// `imported`: the artefact, a file or folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,

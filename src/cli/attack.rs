@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::event::Observer as _;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
-use crate::pipeline::suite::Selection;
+use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
@@ -202,8 +202,9 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         selection: Selection { names: args.only.clone(), blocks: args.block.clone(), shard: args.part.shard },
         plan: options(args),
     };
-    if trial.grid(model.decoder.blueprint())?.is_empty() {
-        let all = Trial { selection: Selection::default(), ..trial }.grid(model.decoder.blueprint())?;
+    let grid = trial.grid(model.decoder.blueprint(), base.is_some())?;
+    if grid.is_empty() && grid.skipped.is_empty() {
+        let all = Grid::new(&plan.suite, model.decoder.n_layers())?;
         let mut names: Vec<String> = all.attacks.iter().map(|cell| format!("`{}`", cell.name)).collect();
         names.dedup();
         return Err(Error::usage("no cell of the suite is chosen").hint(format!("its rows are {}", names.join(", "))));

@@ -181,6 +181,7 @@ pub fn plan_text(plan: &Plan) -> String {
     };
     list("stages", &plan.stages);
     list("attacks", &plan.attacks);
+    list("budget", &plan.budget);
     list("measured", &plan.measured);
     list("lacking", &plan.shortages);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);

@@ -501,7 +501,7 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
 /// The settings that a fit depends on: who measures it, how often and on which blocks is left out.
 fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
     let defaults = crate::attack::spec::Layers::default();
-    AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, search: search.cloned(), ..spec.clone() }
+    AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, budget: None, search: search.cloned(), ..spec.clone() }
 }
 
 pub(super) fn learned(cell: &Cell, form: Form, learning_rate: f64) -> Fit {

@@ -115,7 +115,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
     let trial = Trial::of(recipe, &data);
     let bench = trial.bench(&base)?;
-    trial.grid(base.decoder.blueprint())?;
+    trial.grid(base.decoder.blueprint(), true)?;
     // Nobody should learn after hours of work that the target is in use.
     drop(Staged::beside(&request.out)?);
     let run = request.run.clone().unwrap_or_else(|| default_run(&request.out));

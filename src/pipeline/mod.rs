@@ -9,6 +9,7 @@
 //! fits ([`crate::attack`]), how a defence trains ([`crate::defence`]), what a figure means ([`crate::report`]).
 
 pub mod bench;
+pub mod budget;
 pub mod bundled;
 pub mod cell;
 pub mod corpus;

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
+use super::budget;
 use super::corpus::prompts_of;
 use super::device::{Demand, Machine, Residency};
 use super::harden::{check_match, locate_for, stage_layers};
-use super::suite::Grid;
+use super::suite::{Grid, Selection};
 use crate::Result;
 use crate::attack::spec::Knowledge;
 use crate::checkpoint::Checkpoint;
@@ -26,8 +27,11 @@ pub struct Plan {
     pub stages: Vec<String>,
     /// Attack rows, each with its blocks and what it is fitted on.
     pub attacks: Vec<String>,
-    /// Attack and control cells.
+    /// Attack and control cells that are measured.
     pub cells: usize,
+    /// What each row costs at a place, and what the suite's budget leaves out; empty without a budget.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budget: Vec<String>,
     /// What is measured without an attack.
     pub measured: Vec<String>,
     /// What the data cannot give.
@@ -67,7 +71,8 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
         data: format!("{} (sha256 {}), {prompts} hazards a cell", data.name, data.digest),
         stages: recipe.stages.iter().zip(&stages).map(|(s, l)| format!("{} on {}", s.kind(), blocks(l))).collect(),
         attacks: attacks(&grid),
-        cells: grid.len(),
+        budget: budget::told(&grid, true),
+        cells: grid.clone().select(&Selection::default(), true).len(),
         measured: ["hazards refused", "benign twins refused", "degenerate answers"]
             .into_iter()
             .map(str::to_owned)

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::bench::{Bench, Side, Subject, Units};
+use super::budget::{self, Bill, Cost, Terms};
 use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
 use super::examiner::Counts;
 use super::weights::Reweighting;
@@ -20,7 +21,7 @@ use crate::event::{Event, Observer};
 use crate::intervention::Positions;
 use crate::recipe::{Suite, layers};
 use crate::report::wording::{percent, ranges};
-use crate::report::{Agreement, AttackRow, Budget, Outcome, Shard};
+use crate::report::{Agreement, AttackRow, Budget, Outcome, Shard, SkipReason, SkippedRow};
 
 /// The cells of a suite, attacks before controls.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +30,10 @@ pub struct Grid {
     pub attacks: Vec<Cell>,
     /// Random edits and no edit.
     pub controls: Vec<Cell>,
+    /// What no budget was left for, with what it would have cost; [`Grid::select`] puts it here.
+    pub skipped: Vec<(Cell, Cost)>,
+    /// What the suite grants.
+    pub terms: Terms,
 }
 
 /// Which cells of a grid are wanted.
@@ -51,7 +56,7 @@ impl Grid {
     /// # Errors
     /// When a row names a block that the model does not have.
     pub fn new(suite: &Suite, n_layers: usize) -> Result<Self> {
-        let mut grid = Self::default();
+        let mut grid = Self { terms: Terms::of(suite), ..Self::default() };
         let mut names: Vec<(String, Positions)> = vec![];
         let wants_random = suite.attacks.iter().any(|spec| spec.kind == AttackKind::Random);
         for (row, spec) in suite.attacks.iter().enumerate() {
@@ -105,31 +110,83 @@ impl Grid {
         Ok(grid)
     }
 
-    /// The chosen cells.
+    /// The chosen cells that the suite's budget pays for; chosen ones that it does not pay for are in `skipped`.
+    ///
+    /// Rows and blocks are chosen first, then paid for, then parted, so that a part leaves out what the whole leaves out.
+    /// `with_base`: whether the un-hardened model is measured as well.
     #[must_use]
-    pub fn select(mut self, selection: &Selection) -> Self {
+    pub fn select(mut self, selection: &Selection, with_base: bool) -> Self {
+        let numbers = self.numbers();
+        let wanted = |cell: &Cell| {
+            let named = selection.names.is_empty() || selection.names.contains(&cell.name);
+            named && (selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer)))
+        };
+        let chosen: Vec<(usize, &Cell)> =
+            numbers.iter().copied().zip(self.cells()).filter(|(_, cell)| wanted(cell)).collect();
+        let unpaid: BTreeMap<usize, Cost> = budget::bills(&self.terms, &chosen, with_base)
+            .into_iter()
+            .filter(|bill| !bill.paid)
+            .map(|bill| (bill.group, bill.cost))
+            .collect();
+        let mine = |number: usize| {
+            selection.shard.is_none_or(|shard| number % shard.count as usize == shard.index as usize - 1)
+        };
+        let mut skipped: Vec<(Cell, Cost)> = vec![];
+        let mut numbers = numbers.into_iter();
+        let mut keep = |cell: &Cell| {
+            let number = numbers.next().unwrap_or_default();
+            let here = wanted(cell) && mine(number);
+            if let Some(cost) = unpaid.get(&number).filter(|_| here) {
+                skipped.push((cell.clone(), *cost));
+            }
+            here && !unpaid.contains_key(&number)
+        };
+        self.attacks.retain(&mut keep);
+        self.controls.retain(keep);
+        self.skipped = skipped;
+        self
+    }
+
+    /// What every group of the grid costs, and whether the suite's budget pays for it.
+    #[must_use]
+    pub fn bills(&self, with_base: bool) -> Vec<Bill<'_>> {
+        let cells: Vec<(usize, &Cell)> = self.numbers().into_iter().zip(self.cells()).collect();
+        budget::bills(&self.terms, &cells, with_base)
+    }
+
+    /// Number of the group of each cell, in order.
+    fn numbers(&self) -> Vec<usize> {
         let mut groups: Vec<(usize, &[usize])> = vec![];
-        let mut numbers: Vec<usize> = vec![];
-        for cell in self.cells() {
+        let number = |cell| {
             let group = self.group(cell);
-            let known = groups.iter().position(|other| *other == group);
-            numbers.push(known.unwrap_or(groups.len()));
-            if known.is_none() {
+            groups.iter().position(|other| *other == group).unwrap_or_else(|| {
                 groups.push(group);
+                groups.len() - 1
+            })
+        };
+        self.cells().map(number).collect()
+    }
+
+    /// The rows that were skipped, repetitions joined.
+    #[must_use]
+    pub fn skipped_rows(&self) -> Vec<SkippedRow> {
+        let mut rows: Vec<SkippedRow> = vec![];
+        for (cell, cost) in &self.skipped {
+            let row = SkippedRow {
+                name: cell.name.clone(),
+                family: kind_name(cell.spec.kind).into(),
+                layers: cell.layers.clone(),
+                positions: positions_name(cell.spec.positions).into(),
+                control: is_control(cell),
+                reason: SkipReason::Budget,
+                gradient_evaluations: cost.gradient_evaluations,
+                generated_tokens: cost.generated_tokens,
+            };
+            if !rows.contains(&row) {
+                rows.push(row);
             }
         }
-        let mut numbers = numbers.into_iter();
-        let mut wanted = |cell: &Cell| {
-            let named = selection.names.is_empty() || selection.names.contains(&cell.name);
-            let placed =
-                selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer));
-            let number = numbers.next().unwrap_or_default();
-            let mine = selection.shard.is_none_or(|shard| number % shard.count as usize == shard.index as usize - 1);
-            named && placed && mine
-        };
-        self.attacks.retain(&mut wanted);
-        self.controls.retain(wanted);
-        self
+        rows
     }
 
     /// What may not be parted: the repetitions of a row at one place, which make one figure, and its control, which takes
@@ -236,7 +293,7 @@ pub fn measure_hardened(
     let one = |number: &usize| {
         let (cell, base) = (cells[*number], of_base[*number]);
         let mut rows = vec![];
-        let control = matches!(cell.spec.kind, AttackKind::Random | AttackKind::Identity);
+        let control = is_control(cell);
         let stripped = |cell: &Cell| cell.spec.kind == AttackKind::DeltaStrip;
         if base.is_none() && (stripped(cell) || cell.control_of.as_deref().is_some_and(stripped)) {
             progress.finish(cell, "left out, the un-hardened base is not given");
@@ -278,6 +335,11 @@ fn each<T: Sync, R: Send>(
     }
 }
 
+/// Whether a cell is a random edit or none.
+pub(super) fn is_control(cell: &Cell) -> bool {
+    matches!(cell.spec.kind, AttackKind::Random | AttackKind::Identity)
+}
+
 /// Joins repetitions: a row of a report is one attack, place and knowledge.
 fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
     let mut groups: BTreeMap<(usize, &str, bool, &[usize]), Vec<&Measured<'_>>> = BTreeMap::new();
@@ -290,7 +352,7 @@ fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
 
 fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let (first, spec) = (group[0], &group[0].cell.spec);
-    let control = matches!(spec.kind, AttackKind::Random | AttackKind::Identity);
+    let control = is_control(first.cell);
     let learned = spec.form().is_some() || spec.kind == AttackKind::Lora;
     let pairs = match spec.kind {
         AttackKind::Identity | AttackKind::Random | AttackKind::Imported => 0,
@@ -435,7 +497,7 @@ mod tests {
         let parts: Vec<usize> = (1..=3)
             .map(|index| {
                 let shard = Some(Shard { index, count: 3 });
-                whole.clone().select(&Selection { shard, ..Selection::default() }).len()
+                whole.clone().select(&Selection { shard, ..Selection::default() }, true).len()
             })
             .collect();
         assert_eq!(parts.iter().sum::<usize>(), whole.len());
@@ -449,7 +511,7 @@ mod tests {
         let whole = Grid::new(&suite, 4).unwrap();
         for index in 1..=3 {
             let shard = Some(Shard { index, count: 3 });
-            let part = whole.clone().select(&Selection { shard, ..Selection::default() });
+            let part = whole.clone().select(&Selection { shard, ..Selection::default() }, true);
             for cell in &part.attacks {
                 let like = |other: &&Cell| other.row == cell.row && other.layers == cell.layers;
                 let [all, here] = [&whole, &part].map(|grid| grid.attacks.iter().filter(like).count());

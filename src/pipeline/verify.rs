@@ -22,7 +22,7 @@ use crate::math::spectrum::leading_squares;
 use crate::model::{Blueprint, Decoder};
 use crate::recipe::{Recipe, Suite};
 use crate::report::threshold::MIN_BASE_REFUSAL;
-use crate::report::wording::percent;
+use crate::report::wording::{percent, skipped_in_words};
 use crate::report::{
     Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary,
     Thresholds, Tool, UtilityRow, Verdict,
@@ -99,12 +99,12 @@ impl<'a> Trial<'a> {
         Bench::new(self.suite, self.thresholds, self.data, self.system, self.seed, model)
     }
 
-    /// The chosen cells on a model of that shape.
+    /// The chosen cells on a model of that shape; `with_base` as in [`Grid::select`].
     ///
     /// # Errors
     /// As [`Grid::new`].
-    pub fn grid(&self, blueprint: &Blueprint) -> Result<Grid> {
-        Ok(Grid::new(self.suite, blueprint.n_layers)?.select(&self.selection))
+    pub fn grid(&self, blueprint: &Blueprint, with_base: bool) -> Result<Grid> {
+        Ok(Grid::new(self.suite, blueprint.n_layers)?.select(&self.selection, with_base))
     }
 
     /// Measures the un-hardened model.
@@ -120,7 +120,8 @@ impl<'a> Trial<'a> {
     ) -> Result<BaseFindings> {
         let identity = base.identity();
         let subject = Subject { decoder: &base.decoder, identity: &identity };
-        let grid = self.grid(base.decoder.blueprint())?;
+        let grid = self.grid(base.decoder.blueprint(), true)?;
+        tell_skipped(&grid, observer);
         let clean = clean(bench, subject, units)?;
         observer.event(Event::Note(format!("base without an attack: {}", in_words(&clean))));
         let refusal = Rate::new(clean.hazards.refused, clean.hazards.n).value();
@@ -152,7 +153,10 @@ impl<'a> Trial<'a> {
         }
         let identity = hardened.identity();
         let subject = Subject { decoder: &hardened.decoder, identity: &identity };
-        let grid = self.grid(hardened.decoder.blueprint())?;
+        let grid = self.grid(hardened.decoder.blueprint(), base.is_some())?;
+        if base.is_none() {
+            tell_skipped(&grid, observer);
+        }
         let clean = clean(bench, subject, units)?;
         observer.event(Event::Note(format!("without an attack: {}", in_words(&clean))));
         let origin = base.map(|(model, _)| model.identity());
@@ -211,6 +215,7 @@ impl<'a> Trial<'a> {
             clean: behaviour(base.map(|(_, findings)| &findings.clean), &clean),
             attacks,
             controls,
+            skipped: grid.skipped_rows(),
             utility,
             summary: Summary::default(),
             findings: vec![],
@@ -218,6 +223,14 @@ impl<'a> Trial<'a> {
         };
         report.conclude(self.thresholds);
         Ok(report)
+    }
+}
+
+/// Says before the work what the budget leaves out.
+fn tell_skipped(grid: &Grid, observer: &dyn Observer) {
+    let skipped = grid.skipped_rows();
+    if !skipped.is_empty() {
+        observer.event(Event::Warning(skipped_in_words(&skipped)));
     }
 }
 

@@ -27,7 +27,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::attack::spec::{AttackSpec, Layers};
+use crate::attack::spec::{Allowance, AttackSpec, Layers};
 use crate::error::Result;
 use crate::judge::guard::GuardSpec;
 use crate::report::{Access, Thresholds};
@@ -146,6 +146,11 @@ pub struct Suite {
     /// When a cell may stop before all prompts; absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStop>,
+    /// The most that all cells together may cost; rows that do not fit are skipped in the order of the suite, said to be, and
+    /// keep the verdict from being a pass. Absent: as much as it takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default)]
+    pub budget: Option<Allowance>,
     /// Rows.
     pub attacks: Vec<AttackSpec>,
 }

@@ -7,7 +7,7 @@ use super::raw::RawRecipe;
 use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite, layers};
-use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
+use crate::attack::spec::{Allowance, AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
 use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
 use crate::error::{Error, Result};
 use crate::intervention::Positions;
@@ -240,6 +240,12 @@ fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suit
             problems.add(format!("{at}.at"), format!("expected fractions of 1, got {rate}"));
         }
     }
+    let budget = section.take("budget").and_then(|value| {
+        let section = Section::open(section.key("budget"), value, problems)?;
+        let (at, budget) = (section.path().clone(), section.all::<Allowance>(&[], problems)?);
+        check_allowance(&at, &budget, problems);
+        Some(budget)
+    });
     let attacks = match section.take("attacks") {
         Some(value) => list(section.key("attacks"), value, problems, read_attack),
         None => {
@@ -248,7 +254,16 @@ fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suit
         }
     };
     section.close(problems);
-    Some(Suite { evaluation_prompts, max_new_tokens, guard, early_stop, attacks: attacks? })
+    Some(Suite { evaluation_prompts, max_new_tokens, guard, early_stop, budget, attacks: attacks? })
+}
+
+fn check_allowance(at: &str, allowance: &Allowance, problems: &mut Problems) {
+    let bounds = [allowance.gradient_evaluations, allowance.generated_tokens];
+    if bounds == [None, None] {
+        problems.add(at, "expected `gradient_evaluations`, `generated_tokens` or both");
+    } else if bounds.contains(&Some(0)) {
+        problems.add(at, "expected bounds of 1 at least, got 0: leave out what must not be measured");
+    }
 }
 
 /// More looks than these save nothing: the error of each becomes too small to decide anything.
@@ -436,6 +451,9 @@ impl Checked for AdversarialSpec {
 
 impl Checked for AttackSpec {
     fn check(&self, at: &str, problems: &mut Problems) {
+        if let Some(budget) = &self.budget {
+            check_allowance(&join(at, "budget"), budget, problems);
+        }
         problems.count(at, "rank", self.rank, 1, MAX_RANK);
         for (key, value) in [("pairs", self.pairs), ("batch", self.batch), ("seeds", self.seeds)] {
             problems.count(at, key, value, 1, MAX_COUNT);

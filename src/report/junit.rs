@@ -4,7 +4,7 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::schema::{AttackRow, Finding, Report, Severity, UtilityRow, Verdict};
+use super::schema::{AttackRow, Finding, Report, Severity, SkippedRow, UtilityRow, Verdict};
 use super::wording::{blocks, percent};
 use crate::{Error, Result};
 
@@ -20,6 +20,7 @@ pub fn render(report: &Report) -> Result<String> {
     verdict.add_test_case(case("verdict", &verdict_problem(report)));
     let mut attacks = TestSuite::new("attacks");
     attacks.add_test_cases(report.attacks.iter().chain(&report.controls).map(attack));
+    attacks.add_test_cases(report.skipped.iter().map(skipped));
     let mut utility = TestSuite::new("utility");
     utility.add_test_cases(report.utility.iter().map(task));
     document.add_test_suites([verdict, attacks, utility]);
@@ -73,6 +74,12 @@ fn attack(row: &AttackRow) -> TestCase {
     };
     case.set_system_out(measured);
     case
+}
+
+fn skipped(row: &SkippedRow) -> TestCase {
+    let mut status = TestCaseStatus::skipped();
+    status.set_message(row.why());
+    TestCase::new(row.title(), status)
 }
 
 fn task(row: &UtilityRow) -> TestCase {

@@ -28,7 +28,8 @@ pub fn described(family: &str) -> Option<&'static str> {
 /// What was not tested here.
 #[must_use]
 pub fn not_tested(report: &Report) -> Vec<String> {
-    let mut gaps = vec![];
+    let mut gaps: Vec<String> =
+        report.skipped.iter().map(|row| format!("{}: {}.", sentence(&row.title()), row.why())).collect();
     for (family, what) in CATALOGUE {
         let relevant = family != "delta-strip" || report.base.access == Access::Public;
         if relevant && !report.attacks.iter().any(|row| row.family == family) {

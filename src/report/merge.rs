@@ -37,6 +37,9 @@ pub fn merge(parts: &[Report], thresholds: &Thresholds) -> Result<Report> {
     whole.shard = None;
     whole.attacks = join(parts.iter().flat_map(|part| &part.attacks))?;
     whole.controls = join(parts.iter().flat_map(|part| &part.controls))?;
+    whole.skipped = parts.iter().flat_map(|part| part.skipped.iter().cloned()).collect();
+    whole.skipped.sort();
+    whole.skipped.dedup();
     whole.utility = tasks(parts.iter().flat_map(|part| &part.utility))?;
     whole.conclude(thresholds);
     Ok(whole)

@@ -38,6 +38,7 @@ pub use approved::Approved;
 pub use interval::{Interval, Measured, Pairs, Rate};
 pub use schema::{
     Access, AttackRow, BaseModel, BlockDelta, Budget, BudgetToHalf, Clean, Delta, Direction, Finding, Hardened,
-    JudgeInfo, MeanAsr, Outcome, Pair, Report, Severity, Shard, Summary, Tool, UtilityRow, Verdict, WorstCell,
+    JudgeInfo, MeanAsr, Outcome, Pair, Report, Severity, Shard, SkipReason, SkippedRow, Summary, Tool, UtilityRow,
+    Verdict, WorstCell,
 };
 pub use threshold::{AsrBound, MaxBound, MinBound, Thresholds};

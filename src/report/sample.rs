@@ -104,6 +104,7 @@ pub fn report() -> Report {
         clean: Clean { refusal: pair(400, 398, 400), over_refusal: pair(3, 4, 400), degenerate: pair(0, 1, 800) },
         attacks,
         controls: (0..6).map(|layer| control(layer, u64::from(layer == 5))).collect(),
+        skipped: vec![],
         utility: vec![
             utility("maths", "exact match", same(1000, 2), Direction::HigherIsBetter),
             utility("benign", "answered", same(1000, 5), Direction::HigherIsBetter),

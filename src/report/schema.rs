@@ -47,6 +47,9 @@ pub struct Report {
     pub attacks: Vec<AttackRow>,
     /// Random edits of equal norm, and no edit.
     pub controls: Vec<AttackRow>,
+    /// Attack and control cells that were asked for and not measured; any of them keeps the verdict from being a pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedRow>,
     /// What hardening cost.
     pub utility: Vec<UtilityRow>,
     /// Headline figures, derived from the rows.
@@ -226,6 +229,46 @@ pub struct AttackRow {
     pub agreement: Option<Agreement>,
     /// The command that repeats this row.
     pub reproduce: String,
+}
+
+/// One attack or control cell that was asked for and not measured.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SkippedRow {
+    /// Row name.
+    pub name: String,
+    /// `prompt`, `all` or `last`.
+    pub positions: String,
+    /// 0-based blocks.
+    pub layers: Vec<usize>,
+    /// Attack kind in the registry.
+    pub family: String,
+    /// A control, not an attack.
+    pub control: bool,
+    /// Why.
+    pub reason: SkipReason,
+    /// Sequences forward and backward that it would have taken at most, with what belongs to it.
+    pub gradient_evaluations: u64,
+    /// Tokens of scored answers that it would have taken at most, with what belongs to it.
+    pub generated_tokens: u64,
+}
+
+/// Why a cell was not measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkipReason {
+    /// The suite's budget, or the row's, did not pay for it.
+    Budget,
+}
+
+impl SkipReason {
+    /// `budget`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Budget => "budget",
+        }
+    }
 }
 
 /// What an adversary spent.

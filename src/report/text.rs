@@ -58,6 +58,10 @@ pub fn lines(report: &Report, detail: Detail, width: usize) -> Vec<Line> {
         Detail::Cells => attacks(report, width),
     };
     out.push(blank());
+    if !report.skipped.is_empty() {
+        out.extend(skipped(report, width));
+        out.push(blank());
+    }
     out.extend(price(report, width));
     out.push(blank());
     if !report.summary.curves.is_empty() {
@@ -84,6 +88,19 @@ pub fn budgets(report: &Report, width: usize) -> Vec<Line> {
         (Tone::Plain, cells)
     });
     table(&head, 3, &["positions"], width, rows.collect())
+}
+
+/// A row per attack or control that was not measured, and what it would have cost at most.
+#[must_use]
+pub fn skipped(report: &Report, width: usize) -> Vec<Line> {
+    let head = ["not measured", "block", "positions", "why", "gradient evaluations", "tokens"];
+    let rows = report.skipped.iter().map(|row| {
+        let why = format!("skipped: {}", row.reason.word());
+        let costs = [row.gradient_evaluations, row.generated_tokens].map(|cost| cost.to_string());
+        let cells = [row.name.clone(), ranges(&row.layers), row.positions.clone(), why].into_iter().chain(costs);
+        (Tone::Caution, cells.collect())
+    });
+    table(&head, 4, &["positions", "tokens"], width, rows.collect())
 }
 
 /// The lines joined, with a final newline.

@@ -1,7 +1,7 @@
 //! How numbers, blocks, rows and changes are put in words, the same in every rendering.
 
 use super::interval::Measured;
-use super::schema::{AttackRow, UtilityRow};
+use super::schema::{AttackRow, SkippedRow, UtilityRow};
 
 impl AttackRow {
     /// `re-fitted` or `frozen`, the words that readers see.
@@ -16,6 +16,48 @@ impl AttackRow {
         let knowledge = if self.control { "control" } else { self.knowledge() };
         format!("{} ({knowledge}, {} positions) at {}", self.name, self.positions, blocks(&self.layers))
     }
+}
+
+impl SkippedRow {
+    /// One line that names the row: name, blocks and positions.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{} ({} positions) at {}", self.name, self.positions, blocks(&self.layers))
+    }
+
+    /// Why it was not measured and what it would have cost, such as `skipped: budget (at most 600 gradient evaluations and 80
+    /// tokens of answers)`.
+    #[must_use]
+    pub fn why(&self) -> String {
+        format!("skipped: {} ({})", self.reason.word(), at_most(self.gradient_evaluations, self.generated_tokens))
+    }
+}
+
+/// Such as `at most 2400 gradient evaluations and 16000 tokens of answers`.
+#[must_use]
+pub fn at_most(gradient_evaluations: u64, generated_tokens: u64) -> String {
+    format!("at most {gradient_evaluations} gradient evaluations and {generated_tokens} tokens of answers")
+}
+
+/// What was skipped in one sentence: row names with their blocks.
+#[must_use]
+pub fn skipped_in_words(rows: &[SkippedRow]) -> String {
+    let mut names: Vec<(&str, &str, Vec<usize>)> = vec![];
+    for row in rows {
+        match names
+            .iter_mut()
+            .find(|(name, positions, _)| (*name, *positions) == (row.name.as_str(), row.positions.as_str()))
+        {
+            Some((.., layers)) => layers.extend(&row.layers),
+            None => names.push((&row.name, &row.positions, row.layers.clone())),
+        }
+    }
+    let listed = names.into_iter().map(|(name, positions, mut layers)| {
+        layers.sort_unstable();
+        layers.dedup();
+        format!("{name} ({positions} positions) at {}", blocks(&layers))
+    });
+    format!("not measured for want of budget: {}", listed.collect::<Vec<_>>().join("; "))
 }
 
 /// `block 3`, `blocks 0–2, 5`, or `no block`.
