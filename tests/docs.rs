@@ -98,6 +98,9 @@ fn sandbox(document: &str) -> World {
     let world = World::new();
     let root = world.root();
     fs::write(root.join("passphrase.txt"), "correct horse\n").unwrap();
+    if document.contains("--to tuned") {
+        copy(&world.model(), &root.join("tuned"));
+    }
     if document.contains("candidate") {
         fs::copy(world.recipe(), root.join("policy.yaml")).unwrap();
         for made in [
@@ -110,6 +113,14 @@ fn sandbox(document: &str) -> World {
         fs::rename(world.model(), root.join("base")).unwrap();
     }
     world
+}
+
+/// Copies the files of a flat folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }
 
 /// Runs one command, or has it read, or finds why it is not run.

@@ -115,17 +115,7 @@ impl Map {
     /// [`Error::Input`] when there are fewer than two requests to fit on and one to measure on, or activations are not finite.
     pub fn fit(kind: MapKind, source: End<'_>, target: End<'_>, pairs: usize, stream: &mut Stream) -> Result<Self> {
         let (ours, theirs) = (inputs(source, pairs)?, inputs(target, pairs)?);
-        let aligned: Vec<(Tensor, Tensor)> = ours.iter().zip(&theirs).map(aligned).collect::<Result<_>>()?;
-        if aligned.len() < HELD_OUT {
-            let problem = format!("expected {HELD_OUT} requests at least to fit a map on, got {}", aligned.len());
-            return Err(Error::input("attack data", problem));
-        }
-        let part = |held: bool| -> Result<Rows> {
-            let mut rows = aligned.iter().enumerate().filter(|(i, _)| (i % HELD_OUT == HELD_OUT - 1) == held);
-            let (source, target): (Vec<_>, Vec<_>) = rows.by_ref().map(|(_, pair)| pair.clone()).unzip();
-            Ok(Rows { source: Tensor::cat(&source, 0)?, target: Tensor::cat(&target, 0)? })
-        };
-        let (fitted_on, held_out) = (part(false)?, part(true)?);
+        let [fitted_on, held_out] = parted(&ours, &theirs)?;
         let form = match kind {
             MapKind::Affine => affine(&fitted_on)?,
             MapKind::Relu => Form::Relu(Perceptron::train(&fitted_on, stream)?),
@@ -134,9 +124,7 @@ impl Map {
         let last = ours[..count].iter().map(|rows| Ok(rows.narrow(0, rows.dim(0)? - 1, 1)?));
         let hazards = Tensor::cat(&last.collect::<Result<Vec<_>>>()?, 0)?;
         let map = Self { form, hazards, explained: 0.0 };
-        let error = squares(&(map.apply(&held_out.source)? - &held_out.target)?)?;
-        let centred = held_out.target.broadcast_sub(&held_out.target.mean_keepdim(0)?)?;
-        Ok(Self { explained: 1.0 - error / squares(&centred)?.max(f64::MIN_POSITIVE), ..map })
+        Ok(Self { explained: explained(&map.apply(&held_out.source)?, &held_out.target)?, ..map })
     }
 
     /// Where the map takes rows `[n, d_source]`.
@@ -206,6 +194,64 @@ impl Map {
         let effect = (self.apply(&edited)? - self.apply(&self.hazards)?)?;
         host_values(&effect.mean(0)?)
     }
+}
+
+/// What takes one model's activations to those of another of the same width: `x ↦ x + change·x + bias`.
+#[derive(Debug, Clone)]
+pub struct Shift {
+    /// `[d_model, d_model]`, row by row.
+    pub change: Vec<f32>,
+    /// `[d_model]`.
+    pub bias: Vec<f32>,
+    /// Part of the target's variance that it explains on requests that it was not fitted on; 1: all of it.
+    pub explained: f64,
+}
+
+/// Fits the affine map between two models of one width that read the same tokens, on `pairs` requests of each class.
+///
+/// The ridge is on the difference between the two and not on the map, so that activations of which the requests say nothing,
+/// the first token's among them, stay where they are.
+///
+/// # Errors
+/// As [`Map::fit`].
+pub fn shift(source: End<'_>, target: End<'_>, pairs: usize) -> Result<Shift> {
+    let [fitted_on, held_out] = parted(&inputs(source, pairs)?, &inputs(target, pairs)?)?;
+    let from = centred(&fitted_on.source)?;
+    let by = centred(&(&fitted_on.target - &fitted_on.source)?)?;
+    // Two equal models differ by nothing, which varies in no direction.
+    let width = from.0.dim(0)?;
+    let change = if squares(&by.1)? == 0.0 { vec![0.0; width * width] } else { regression(&from.1, &by.1)? };
+    let (x, y) = (host_values(&from.0)?, host_values(&by.0)?);
+    let moved = |row: &[f32]| row.iter().zip(&x).map(|(m, x)| f64::from(*m) * f64::from(*x)).sum::<f64>();
+    let bias: Vec<f32> =
+        y.iter().zip(change.chunks_exact(width)).map(|(y, row)| (f64::from(*y) - moved(row)) as f32).collect();
+    let device = held_out.source.device();
+    let matrix = Tensor::from_slice(&change, (width, width), device)?;
+    let arrived = (&held_out.source + held_out.source.matmul(&matrix.t()?)?)?
+        .broadcast_add(&Tensor::from_slice(&bias, width, device)?)?;
+    Ok(Shift { change, bias, explained: explained(&arrived, &held_out.target)? })
+}
+
+/// Rows of the same places in both models: those to fit on, and those to measure on.
+fn parted(ours: &[Tensor], theirs: &[Tensor]) -> Result<[Rows; 2]> {
+    let aligned: Vec<(Tensor, Tensor)> = ours.iter().zip(theirs).map(aligned).collect::<Result<_>>()?;
+    if aligned.len() < HELD_OUT {
+        let problem = format!("expected {HELD_OUT} requests at least to fit a map on, got {}", aligned.len());
+        return Err(Error::input("attack data", problem));
+    }
+    let part = |held: bool| -> Result<Rows> {
+        let rows = aligned.iter().enumerate().filter(|(i, _)| (i % HELD_OUT == HELD_OUT - 1) == held);
+        let (source, target): (Vec<_>, Vec<_>) = rows.map(|(_, pair)| pair.clone()).unzip();
+        Ok(Rows { source: Tensor::cat(&source, 0)?, target: Tensor::cat(&target, 0)? })
+    };
+    Ok([part(false)?, part(true)?])
+}
+
+/// Part of the variance of `target` that `arrived` explains.
+fn explained(arrived: &Tensor, target: &Tensor) -> Result<f64> {
+    let error = squares(&(arrived - target)?)?;
+    let centred = target.broadcast_sub(&target.mean_keepdim(0)?)?;
+    Ok(1.0 - error / squares(&centred)?.max(f64::MIN_POSITIVE))
 }
 
 /// `M` `[d_target, d_source]`, to be multiplied with rows of the source from the right.
@@ -446,6 +492,24 @@ mod tests {
         let mean: Vec<f32> = (0..16).map(|i| all.iter().skip(i).step_by(16).sum::<f32>() / 40.0).collect();
         assert!(cosine(&vector, &mean) > 0.8, "{vector:?} {mean:?}");
         assert!(map.carry(&Edit::Several { edits: vec![] }, 1).is_err());
+    }
+
+    #[test]
+    fn a_shift_between_two_models_is_found_and_is_nothing_between_equals() {
+        // Block 0's input is the embedding: tables that differ by an affine map give activations that do.
+        let (base, data) = (decoder(3, 12), data());
+        let table = base.embedding().tensor().unwrap();
+        let turn = Tensor::from_vec(Stream::new(4, "turn").gaussian(144, 0.3), (12, 12), &Device::Cpu).unwrap();
+        let moved = (&table + table.matmul(&turn).unwrap()).unwrap();
+        let tuned = decoder(3, 12).with_embedding((moved + 0.1).unwrap());
+        let end = |decoder| End { decoder, data: &data, layer: 0 };
+        let shift = super::shift(end(&base), end(&tuned), 40).unwrap();
+        assert!(shift.explained > 0.99, "{}", shift.explained);
+        let expected = turn.t().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let off = shift.change.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 0.1, "{off}");
+        let none = super::shift(end(&base), end(&base), 40).unwrap();
+        assert!(none.change.iter().chain(&none.bias).all(|v| *v == 0.0) && none.explained == 1.0);
     }
 
     #[test]

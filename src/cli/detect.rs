@@ -1,4 +1,4 @@
-//! `immunise detect`: a detector of hazardous requests for whoever hosts a model; it is part of no verdict.
+//! `immunise detect`: a detector of hazardous requests and a safety switch for whoever hosts a model; part of no verdict.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::detect::{Loss, Monitor};
 use crate::event::{Event, Observer as _};
 use crate::pipeline::detect::{Detected, Settings, fit, flags, score};
 use crate::pipeline::device::Demand;
-use crate::pipeline::{Model, locate, prompt_set};
+use crate::pipeline::{Model, locate, prompt_set, switch};
 use crate::report::Measured;
 use crate::report::wording::percent;
 use crate::{Error, Result};
@@ -34,6 +34,12 @@ enum What {
     Fit(Fit),
     /// Measure a detector on a prompt set, or ask it about requests.
     Score(Score),
+    /// Fit the map that makes a base behave as the model that was tuned from it, and measure it.
+    ///
+    /// For whoever hosts a base beside its tuned model: one set of weights, and a map at one block's input that turns the tuned
+    /// model's behaviour on. The map leads to the tuned model only: it is never fitted away from hardened weights, and not written
+    /// into a published model.
+    Switch(Switch),
 }
 
 #[derive(Debug, clap::Args)]
@@ -77,6 +83,33 @@ struct Score {
     request: Vec<String>,
 }
 
+#[derive(Debug, clap::Args)]
+struct Switch {
+    #[command(flatten)]
+    source: Source,
+    /// The model that it shall behave as: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`.
+    #[arg(long, value_name = "REF|DIR")]
+    to: String,
+    /// The block whose input is mapped, from 0.
+    #[arg(long, value_name = "N")]
+    layer: usize,
+    /// Where the map is written.
+    #[arg(long, value_name = "FILE", default_value = "switch.safetensors")]
+    out: PathBuf,
+    /// Requests of each class that it is fitted on, at most.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(5..))]
+    pairs: u32,
+    /// Requests of each class that it is measured on, at most.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    prompts: u32,
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
+    max_new_tokens: u32,
+    /// Root of the random streams.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(v) if v > 0.0 && v <= 1e6 => Ok(v),
@@ -89,7 +122,43 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     match &args.what {
         What::Fit(args) => run_fit(args, screen),
         What::Score(args) => run_score(args, screen),
+        What::Switch(args) => run_switch(args, screen),
     }
+}
+
+fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
+    switch::keep_apart(&args.out)?;
+    let (base, prompts, system) = open(&args.source, screen)?;
+    let machine = args.source.compute.machine()?;
+    let tuned = Model::open(&args.to, &machine, Demand::of_measuring(&machine.device), screen)?;
+    let settings = switch::Settings {
+        layer: args.layer,
+        pairs: args.pairs as usize,
+        prompts: args.prompts as usize,
+        max_new_tokens: args.max_new_tokens as usize,
+        seed: args.seed,
+    };
+    let fitted = switch::fit(&base, &tuned, &prompt_set(&prompts)?, system.as_deref(), settings)?;
+    fs::write(&args.out, fitted.switch.to_bytes()?).map_err(|error| Error::io(&args.out, error))?;
+    if screen.json() {
+        screen.value(&json!({"switch": fitted.switch.about, "behaves": fitted.behaves}));
+        return Ok(0);
+    }
+    let about = &fitted.switch.about;
+    let mut text =
+        format!("map at {} explains {} of the tuned model's variance\n", about.site, percent(about.explained));
+    for one in &fitted.behaves {
+        let _ = writeln!(
+            text,
+            "{:<23} hazards refused {}, benign answered {}",
+            one.who,
+            rate(&one.refused),
+            rate(&one.answered)
+        );
+    }
+    screen.out(&text);
+    screen.event(Event::Note(format!("wrote {}", args.out.display())));
+    Ok(0)
 }
 
 /// The model, the name of its prompts and its system prompt.

@@ -1,18 +1,22 @@
-//! Tells hazardous requests from the outputs of attention heads, for whoever hosts a model; never part of a verdict.
+//! What whoever hosts a model can watch or change while it runs: a detector of hazardous requests in the outputs of attention
+//! heads, and a switch that makes a base behave as the model that was tuned from it. Never part of a verdict.
 //!
 //! A probe a head, a vote a block, and for the heads that fire the least movement that takes their activations back to the
 //! harmless side. Whoever holds the weights can leave a monitor out, so it says nothing about how robust a model is.
 //!
 //! *Source*: RADIANT (arXiv 2501.15758), METHOD §4.
 
+mod file;
 pub mod monitor;
 pub mod movement;
 pub mod probe;
+pub mod switch;
 pub mod vote;
 
 pub use monitor::Monitor;
 pub use movement::Movement;
 pub use probe::{Loss, Probe};
+pub use switch::Switch;
 pub use vote::{Errors, Vote};
 
 /// Outputs of the heads of one block at the last token of requests, `[requests, heads · head_dim]`, row by row.

@@ -5,26 +5,19 @@
 //! | `probe.weight`, `probe.bias` | `[heads, head_dim]`, `[heads]` | a head fires where `weight·a + bias > 0` |
 //! | `map.matrix`, `map.bias` | `[heads, head_dim, head_dim]`, `[heads, head_dim]` | a firing head's output becomes `matrix·a + bias` |
 //!
-//! All in f32. What is around them is JSON under the metadata key `monitor` ([`About`]): the only key, as the format's writers
-//! keep no order of several.
+//! All in f32. What is around them is JSON under the metadata key `monitor` ([`About`]).
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::file::{self, File};
 use super::{Loss, Movement, Probe, Rows, Vote};
+use crate::Result;
 use crate::intervention::Edit;
-use crate::{Error, Result};
 
 /// Metadata key of [`About`].
 const KEY: &str = "monitor";
-
-/// Largest file that is read, in bytes.
-const MAX_BYTES: u64 = 256 << 20;
 
 /// What a monitor is for and how it decides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,66 +126,33 @@ impl Monitor {
     /// Never for a monitor made by this crate.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let (heads, size) = (self.maps.len(), self.maps.first().map_or(0, |(_, bias)| bias.len()));
-        let bytes = |values: &mut dyn Iterator<Item = f32>| values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+        let (matrices, bias): (Vec<&[f32]>, Vec<&[f32]>) =
+            self.maps.iter().map(|(matrix, bias)| (matrix.as_slice(), bias.as_slice())).unzip();
         let probes = &self.vote.probes;
-        let tensors: Vec<(&str, Vec<usize>, Vec<u8>)> = vec![
-            ("map.bias", vec![heads, size], bytes(&mut self.maps.iter().flat_map(|(_, bias)| bias.iter().copied()))),
-            (
-                "map.matrix",
-                vec![heads, size, size],
-                bytes(&mut self.maps.iter().flat_map(|(matrix, _)| matrix.iter().copied())),
-            ),
-            ("probe.bias", vec![heads], bytes(&mut probes.iter().map(|probe| probe.bias as f32))),
+        let tensors = [
+            ("map.bias", vec![heads, size], bias.concat()),
+            ("map.matrix", vec![heads, size, size], matrices.concat()),
+            ("probe.bias", vec![heads], probes.iter().map(|probe| probe.bias as f32).collect()),
             (
                 "probe.weight",
                 vec![heads, size],
-                bytes(&mut probes.iter().flat_map(|probe| probe.weight.iter().map(|w| *w as f32))),
+                probes.iter().flat_map(|probe| probe.weight.iter().map(|w| *w as f32)).collect(),
             ),
         ];
-        let broken = |error: safetensors::SafeTensorError| Error::input("monitor", error.to_string());
-        let views = tensors
-            .iter()
-            .map(|(name, shape, data)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), data).map_err(broken)?)));
-        let views = views.collect::<Result<Vec<_>>>()?;
-        let about = serde_json::to_string(&self.about).map_err(|error| Error::input("monitor", error.to_string()))?;
-        safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), about)]))).map_err(broken)
+        file::bytes(KEY, &self.about, &tensors)
     }
 
     /// Reads a monitor.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Input`] naming the file and tensor when it is no monitor.
+    /// [`crate::Error::Io`]; [`crate::Error::Input`] naming the file and tensor when it is no monitor.
     pub fn read(path: &Path) -> Result<Self> {
-        let length = fs::metadata(path).map_err(|error| Error::io(path, error))?.len();
-        if length > MAX_BYTES {
-            return Err(Error::file(path, format!("expected at most {MAX_BYTES} bytes, got {length}")));
-        }
-        let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
-        let wrong = |problem: String| Error::file(path, problem);
-        let unusable = |error: safetensors::SafeTensorError| wrong(format!("expected safetensors, got `{error}`"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(unusable)?;
-        let about = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-        let about = about.ok_or_else(|| wrong(format!("expected metadata `{KEY}`, got none")))?;
-        let about: About = serde_json::from_str(about).map_err(|error| wrong(format!("`{KEY}`: {error}")))?;
-        if about.schema_version != 1 {
-            return Err(wrong(format!("expected schema_version 1, got {}", about.schema_version)));
-        }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(unusable)?;
-        let values = |name: &str, shape: &[usize]| -> Result<Vec<f32>> {
-            let tensor = tensors.tensor(name).map_err(|error| wrong(format!("tensor `{name}`: {error}")))?;
-            if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
-                let got = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
-                return Err(wrong(format!("tensor `{name}`: expected F32 {shape:?}, got {got}")));
-            }
-            let four = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            let values: Vec<f32> = tensor.data().chunks_exact(4).map(four).collect();
-            let finite = values.iter().all(|v| v.is_finite());
-            finite.then_some(values).ok_or_else(|| wrong(format!("tensor `{name}`: expected finite numbers")))
-        };
-        let weight =
-            tensors.tensor("probe.weight").map_err(|error| wrong(format!("tensor `probe.weight`: {error}")))?;
-        let &[heads, size] = weight.shape() else {
-            return Err(wrong(format!("tensor `probe.weight`: expected 2 dimensions, got {:?}", weight.shape())));
+        let file = File::read(path)?;
+        let about: About = file.about(KEY)?;
+        let wrong = |problem: String| file.wrong(problem);
+        let values = |name: &str, shape: &[usize]| file.values(name, shape);
+        let &[heads, size] = file.shape("probe.weight")?.as_slice() else {
+            return Err(wrong("tensor `probe.weight`: expected 2 dimensions, got others".into()));
         };
         if heads == 0 || size == 0 || !(1..=heads).contains(&about.threshold) {
             let (tau, shape) = (about.threshold, [heads, size]);
@@ -223,6 +183,7 @@ mod tests {
     use crate::math::seed::Stream;
     use crate::model::{Intervention as _, Point, Site};
     use candle_core::{Device, Tensor};
+    use std::fs;
 
     fn rows() -> Rows {
         let mut stream = Stream::new(4, "monitor");

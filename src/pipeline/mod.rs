@@ -25,6 +25,7 @@ pub mod pool;
 pub mod publish;
 pub mod stage;
 pub mod suite;
+pub mod switch;
 pub mod verify;
 pub mod weights;
 

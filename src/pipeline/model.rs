@@ -157,6 +157,12 @@ pub fn measured_digests(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Dige
     Ok(digests)
 }
 
+/// Whether a folder is that of a published model: there is evidence or a signature in it.
+#[must_use]
+pub fn is_published(dir: &Path) -> bool {
+    dir.join(EVIDENCE).is_dir() || dir.join(SIGNATURE_FILE).is_file()
+}
+
 /// Whether a file says something about the model instead of being a part of it.
 fn is_beside(file: &str) -> bool {
     file == CARD || file == SIGNATURE_FILE || file.strip_prefix(EVIDENCE).is_some_and(|rest| rest.starts_with('/'))

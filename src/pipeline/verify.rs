@@ -262,7 +262,7 @@ pub fn assess(
 }
 
 /// Edits and prompts carry over only between models of one shape and one tokenizer.
-fn same_kind(base: &Model, hardened: &Model) -> Result<()> {
+pub(super) fn same_kind(base: &Model, hardened: &Model) -> Result<()> {
     if base.decoder.blueprint() != hardened.decoder.blueprint() {
         return Err(Error::file(
             &hardened.located.dir,

@@ -37,6 +37,8 @@ const MANNERS: [&str; 4] = ["slowly", "quickly", "quietly", "twice"];
 pub struct Planted {
     /// Coordinate that decides.
     pub decides: usize,
+    /// Coordinate that block 1 writes the flag to; another one than `decides` makes a model that never refuses.
+    pub writes: usize,
     /// How much of it block 1 writes for a flag that every token carries.
     pub gain: f32,
     /// Words that carry the flag.
@@ -48,14 +50,20 @@ pub struct Planted {
 impl Planted {
     /// A model that refuses hazards along the coordinate `decides`.
     pub fn refusing(decides: usize) -> Self {
-        Self { decides, gain: 1.5, flagged: HAZARDS.to_vec(), says: [REFUSES, COMPLIES] }
+        Self { decides, writes: decides, gain: 1.5, flagged: HAZARDS.to_vec(), says: [REFUSES, COMPLIES] }
+    }
+
+    /// The base of `refusing(decides)`: it sees what is hazardous and does not act on it.
+    #[allow(dead_code, reason = "not every test that shares this module tunes a model")]
+    pub fn untuned(decides: usize, writes: usize) -> Self {
+        Self { writes, ..Self::refusing(decides) }
     }
 
     /// A guard that calls what complies unsafe.
     #[allow(dead_code, reason = "not every test that shares this module asks a guard")]
     pub fn guarding() -> Self {
         let says = ["unsafe", "safe"].map(|word| [word, "s1", "s2", "s3", "s4", "s5"]);
-        Self { decides: REFUSAL[0], gain: 3.0, flagged: vec!["bicycle", "plan", "sure"], says }
+        Self { decides: REFUSAL[0], writes: REFUSAL[0], gain: 3.0, flagged: vec!["bicycle", "plan", "sure"], says }
     }
 
     /// Words after the six special tokens, by id: those of all models, then this one's own.
@@ -138,7 +146,7 @@ fn matrix(name: &str, shape: &[usize], planted: &Planted, noise: &mut Stream) ->
         _ if name.contains("q_proj") || name.contains("k_proj") => values.fill(0.0),
         _ if name.contains("layers.0.self_attn") => values.fill(0.0),
         "model.layers.1.self_attn.v_proj.weight" => set(HEAD, FLAG, 1.0),
-        "model.layers.1.self_attn.o_proj.weight" => set(planted.decides, HEAD, planted.gain),
+        "model.layers.1.self_attn.o_proj.weight" => set(planted.writes, HEAD, planted.gain),
         _ => {}
     }
     values
