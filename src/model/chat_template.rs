@@ -144,7 +144,17 @@ impl ChatTemplate {
     /// The text of the end-of-sequence token, where the tokenizer's configuration names one.
     #[must_use]
     pub fn eos_token(&self) -> Option<&str> {
-        self.tokens.iter().find(|(name, _)| *name == "eos_token").map(|(_, token)| token.as_str())
+        self.token("eos_token")
+    }
+
+    /// The text of the beginning-of-sequence token, where the tokenizer's configuration names one.
+    #[must_use]
+    pub fn bos_token(&self) -> Option<&str> {
+        self.token("bos_token")
+    }
+
+    fn token(&self, wanted: &str) -> Option<&str> {
+        self.tokens.iter().find(|(name, _)| *name == wanted).map(|(_, token)| token.as_str())
     }
 }
 

@@ -12,6 +12,9 @@ use super::hooks::{Hooks, Intervention, Positions};
 use super::kv_cache::KvCache;
 use crate::Result;
 
+/// Whether an answer of these ids has ended.
+pub type Ended<'a> = dyn Fn(&[u32]) -> Result<bool> + Sync + 'a;
+
 /// How to generate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Greedy {
@@ -37,13 +40,28 @@ pub fn generate(
     edits: &[(&dyn Intervention, Positions)],
     options: &Greedy,
 ) -> Result<Vec<Vec<u32>>> {
+    generate_until(decoder, prompts, edits, options, &|_| Ok(false))
+}
+
+/// As [`generate`], where an answer also ends with the first token after which `ended` holds for its ids so far; that token
+/// is part of the result.
+///
+/// # Errors
+/// As [`Decoder::run`], and those of `ended`.
+pub fn generate_until(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    edits: &[(&dyn Intervention, Positions)],
+    options: &Greedy,
+    ended: &Ended<'_>,
+) -> Result<Vec<Vec<u32>>> {
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|i| (prompts[*i].len(), *i));
     let parts: Vec<Vec<Vec<u32>>> = order
         .par_chunks(options.batch.max(1))
         .map(|indices| {
             let rows: Vec<Vec<u32>> = indices.iter().map(|i| prompts[*i].clone()).collect();
-            generate_batch(decoder, &rows, edits, options)
+            generate_batch(decoder, &rows, edits, options, ended)
         })
         .collect::<Result<_>>()?;
     let mut answers = vec![Vec::new(); prompts.len()];
@@ -58,6 +76,7 @@ fn generate_batch(
     prompts: &[Vec<u32>],
     edits: &[(&dyn Intervention, Positions)],
     options: &Greedy,
+    ended: &Ended<'_>,
 ) -> Result<Vec<Vec<u32>>> {
     let hooks = || edits.iter().fold(Hooks::none(), |hooks, (edit, positions)| hooks.and_edit(*edit, *positions));
     let mut answers = vec![Vec::new(); prompts.len()];
@@ -77,6 +96,7 @@ fn generate_batch(
                 live[row] = false;
             } else if live[row] {
                 answers[rows[row]].push(*token);
+                live[row] = !ended(&answers[rows[row]])?;
             }
         }
         let going = live.iter().filter(|live| **live).count();

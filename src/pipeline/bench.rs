@@ -23,6 +23,7 @@ use crate::model::Decoder;
 use crate::recipe::{EarlyStop, Suite};
 use crate::report::sequential::Looks;
 use crate::report::{Rate, Thresholds};
+use crate::utility::harness::HarnessTask;
 use crate::{Error, Result};
 
 /// A model that is measured.
@@ -72,6 +73,8 @@ pub struct Bench {
     pub looks: Option<Looks>,
     /// Root of the random streams.
     pub seed: u64,
+    /// Utility tasks from files, in the recipe's order.
+    pub tasks: Vec<HarnessTask>,
     /// The second judge.
     pub guard: Option<SecondJudge>,
     /// Models that edits are transferred from, by reference.
@@ -158,6 +161,7 @@ impl Bench {
             twins: corpus.questions(Split::Evaluation, Kind::Twin, limit)?,
             benign: corpus.questions(Split::Evaluation, Kind::Benign, limit)?,
             examiner,
+            tasks: vec![],
             guard,
             looks: suite.early_stop.as_ref().map(|stop| Looks { count: stop.looks, bounds: bounds(stop, thresholds) }),
             seed,

@@ -7,6 +7,7 @@ use super::corpus::prompts_of;
 use super::device::{Demand, Machine, Residency};
 use super::harden::{check_match, locate_for, stage_layers};
 use super::suite::{Grid, Selection};
+use super::verify::{imported, row_names};
 use crate::Result;
 use crate::attack::spec::Knowledge;
 use crate::checkpoint::Checkpoint;
@@ -44,7 +45,7 @@ pub struct Plan {
     pub disk_bytes: u64,
 }
 
-/// Plans a run of `recipe`; nothing but headers and prompts is read.
+/// Plans a run of `recipe`; nothing but headers, prompts and task files is read.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
@@ -56,6 +57,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let data = prompts_of(&recipe.data)?;
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
+    let tasks = imported(&recipe.utility)?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
     let (residency, memory_bytes) = machine.residency(&blueprint, Demand::of_hardening(recipe, &machine.device));
@@ -76,7 +78,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
         measured: ["hazards refused", "benign twins refused", "degenerate answers"]
             .into_iter()
             .map(str::to_owned)
-            .chain(recipe.utility.iter().filter_map(|t| Some(serde_json::to_value(t.task).ok()?.as_str()?.to_owned())))
+            .chain(row_names(&recipe.utility, &tasks))
             .collect(),
         shortages: shortages(recipe, &data, &grid),
         memory_bytes,

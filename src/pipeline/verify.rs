@@ -20,14 +20,15 @@ use crate::event::{Event, Observer};
 use crate::judge::{Composite, Judge as _};
 use crate::math::spectrum::leading_squares;
 use crate::model::{Blueprint, Decoder};
-use crate::recipe::{Recipe, Suite};
+use crate::recipe::{Recipe, Suite, read_task_file};
 use crate::report::threshold::MIN_BASE_REFUSAL;
 use crate::report::wording::{percent, skipped_in_words};
 use crate::report::{
     Access, BaseModel, BlockDelta, Clean, Delta, Hardened, JudgeInfo, Measured, Pair, Rate, Report, Summary,
     Thresholds, Tool, UtilityRow, Verdict,
 };
-use crate::utility::spec::TaskSpec;
+use crate::utility::harness::HarnessTask;
+use crate::utility::spec::{Task, TaskSpec};
 use crate::utility::{self, Grade};
 use crate::{Error, Result};
 
@@ -94,9 +95,13 @@ impl<'a> Trial<'a> {
     /// The prompts as `model` reads them.
     ///
     /// # Errors
-    /// As [`Bench::new`].
+    /// As [`Bench::new`] and [`imported`].
     pub fn bench(&self, model: &Model) -> Result<Bench> {
-        Bench::new(self.suite, self.thresholds, self.data, self.system, self.seed, model)
+        // Read first: nobody should learn after hours of work that a task file is unusable.
+        let tasks = imported(self.utility)?;
+        let mut bench = Bench::new(self.suite, self.thresholds, self.data, self.system, self.seed, model)?;
+        bench.tasks = tasks;
+        Ok(bench)
     }
 
     /// The chosen cells on a model of that shape; `with_base` as in [`Grid::select`].
@@ -169,17 +174,20 @@ impl<'a> Trial<'a> {
             row.reproduce = format!("immunise attack .{given} {} {}", self.plan, row.reproduce);
         }
         let of_base = base.map(|(model, _)| (model.identity(), &model.decoder));
-        let key = bench.key("utility rows", &(of_base.as_ref().map(|(name, _)| name), &identity, self.utility));
+        let files: Vec<&str> = bench.tasks.iter().map(HarnessTask::digest).collect();
+        let base_name = of_base.as_ref().map(|(name, _)| name);
+        let key = bench.key("utility rows", &(base_name, &identity, self.utility, files));
         if !self.utility.is_empty() {
             observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
         }
         let utility = units.cached(&key, || {
             let base = of_base.as_ref().map(|(_, decoder)| *decoder);
-            price(self.utility, base, &hardened.decoder, &bench.examiner, self.data)
+            price(self.utility, &bench.tasks, base, &hardened.decoder, &bench.examiner, self.data)
         })?;
-        if utility.len() != self.utility.len() {
+        let names = row_names(self.utility, &bench.tasks);
+        if !utility.iter().map(|row| &row.task).eq(&names) {
             // A task without a row would be a gate that nobody decides: a pass for want of a measurement.
-            let problem = format!("expected {} rows, got {}", self.utility.len(), utility.len());
+            let problem = format!("expected {} rows, got {}", names.len(), utility.len());
             return Err(Error::input("utility", problem));
         }
         let mut report = Report {
@@ -320,6 +328,7 @@ fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
 /// What hardening cost, a row for every task; without a base a row that compares the two holds nothing.
 fn price(
     tasks: &[TaskSpec],
+    imported: &[HarnessTask],
     base: Option<&Decoder>,
     hardened: &Decoder,
     examiner: &Examiner,
@@ -330,7 +339,51 @@ fn price(
         Grade { refused: judged.refused, on_topic: judged.on_topic, degenerate: judged.degenerate }
     };
     let tokens = examiner.greedy().max_new_tokens;
-    utility::measure(tasks, base, hardened, examiner.encoder(), data, tokens, &grade)
+    let of_prompts: Vec<TaskSpec> = tasks.iter().filter(|spec| spec.task != Task::Imported).cloned().collect();
+    let own = utility::measure(&of_prompts, base, hardened, examiner.encoder(), data, tokens, &grade)?;
+    let (mut own, mut imported) = (own.into_iter(), imported.iter());
+    let mut rows = vec![];
+    for spec in tasks {
+        match spec.task {
+            Task::Imported => {
+                for task in imported.by_ref().take(1) {
+                    rows.extend(task.measure(base, hardened, examiner.encoder())?);
+                }
+            }
+            _ => rows.extend(own.next()),
+        }
+    }
+    Ok(rows)
+}
+
+/// The tasks of `specs` that lie in files, in order, with their questions.
+///
+/// # Errors
+/// Those of [`read_task_file`] and [`HarnessTask::open`]; [`Error::Usage`] where two files give rows of the same name.
+pub fn imported(specs: &[TaskSpec]) -> Result<Vec<HarnessTask>> {
+    let mut names: Vec<String> = vec![];
+    let mut tasks = vec![];
+    for (spec, file) in specs.iter().filter_map(|spec| Some((spec, spec.file.as_deref()?))) {
+        let task = HarnessTask::open(read_task_file(file)?, spec)?;
+        if let Some(twice) = task.rows().iter().find(|row| names.contains(row)) {
+            return Err(Error::usage(format!("utility: two task files give the row `{twice}`"))
+                .hint("give one of them another name by its key `task`"));
+        }
+        names.extend(task.rows());
+        tasks.push(task);
+    }
+    Ok(tasks)
+}
+
+/// Names of the rows that `specs` give, in order.
+#[must_use]
+pub fn row_names(specs: &[TaskSpec], imported: &[HarnessTask]) -> Vec<String> {
+    let mut imported = imported.iter();
+    let rows = specs.iter().flat_map(|spec| match spec.task {
+        Task::Imported => imported.next().map(HarnessTask::rows).unwrap_or_default(),
+        task => vec![task.name().to_owned()],
+    });
+    rows.collect()
 }
 
 /// How far the weights moved, from the files of both.

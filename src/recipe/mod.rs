@@ -19,6 +19,7 @@ pub mod layers;
 mod raw;
 mod stage;
 mod suggest;
+mod task_file;
 mod validate;
 
 use std::path::Path;
@@ -35,6 +36,7 @@ use crate::utility::spec::TaskSpec;
 
 pub use raw::{MAX_BYTES, RawRecipe};
 pub use stage::{STAGE_KINDS, Stage};
+pub use task_file::read_task_file;
 pub use validate::imported_row;
 
 /// The version of the recipe layout.

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::intervention::Positions;
 use crate::judge::guard::GuardSpec;
 use crate::report::{AsrBound, Thresholds};
-use crate::utility::spec::TaskSpec;
+use crate::utility::spec::{Task, TaskSpec};
 
 /// Prompt sets inside the binary.
 const BUILTIN_PROMPTS: [&str; 2] = ["builtin:tiny-chat", "builtin:prompts"];
@@ -42,7 +42,7 @@ impl RawRecipe {
         self.finish(suite, problems)
     }
 
-    fn finish<T>(&self, value: Option<T>, problems: Problems) -> Result<T> {
+    pub(super) fn finish<T>(&self, value: Option<T>, problems: Problems) -> Result<T> {
         match value {
             Some(value) if problems.0.is_empty() => Ok(value),
             _ => {
@@ -326,14 +326,14 @@ fn read_utility(value: &Value, problems: &mut Problems) -> Option<Vec<TaskSpec>>
     let tasks = list("utility".into(), value, problems, |at, v, p| {
         let mut section = Section::open(at.clone(), v, p)?;
         let task = section.required::<Value>("task", p)?;
-        let task = parse::<crate::utility::spec::Task>(join(&at, "task"), &task, p);
-        let given = task.or(Some(crate::utility::spec::Task::Maths)).and_then(|t| serde_json::to_value(t).ok())?;
+        let task = parse::<Task>(join(&at, "task"), &task, p);
+        let given = task.or(Some(Task::Maths)).and_then(|t| serde_json::to_value(t).ok())?;
         let spec: TaskSpec = section.all(&[("task", given)], p)?;
         spec.check(&at, p);
         task.map(|_| spec)
     })?;
     for (i, task) in tasks.iter().enumerate() {
-        if tasks[..i].iter().any(|earlier| earlier.task == task.task) {
+        if tasks[..i].iter().any(|earlier| (earlier.task, &earlier.file) == (task.task, &task.file)) {
             problems.add(join(&join("utility", i), "task"), "is measured twice");
         }
     }
@@ -583,6 +583,19 @@ impl Checked for TaskSpec {
         }
         if let Some(bound) = self.bound {
             problems.within(at, "bound", bound, 1e6);
+        }
+        let imported = self.task == Task::Imported;
+        if imported && self.file.is_none() {
+            problems.add(join(at, "file"), "is missing");
+        }
+        let given = [
+            ("file", self.file.is_some()),
+            ("data", self.data.is_some()),
+            ("metric", self.metric.is_some()),
+            ("chat", self.chat),
+        ];
+        for (key, _) in given.iter().filter(|(_, given)| *given && !imported) {
+            problems.add(join(at, key), "only tasks of kind `imported` have a use for it");
         }
     }
 }

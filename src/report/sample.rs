@@ -57,6 +57,7 @@ fn utility(task: &str, metric: &str, pairs: Pairs, direction: Direction) -> Util
         delta: Some(pairs.difference()),
         bound: Some(0.02),
         ok: None,
+        digest: None,
     }
 }
 
@@ -125,6 +126,7 @@ pub fn report() -> Report {
                 delta: Some(Measured { value: 0.0083, n: 400, low: 0.0071, high: 0.0095 }),
                 bound: None,
                 ok: None,
+                digest: None,
             },
         ],
         summary: Summary {

@@ -367,6 +367,9 @@ pub struct UtilityRow {
     pub bound: Option<f64>,
     /// Whether it keeps the bound; absent: not gated, or not decided by this many items.
     pub ok: Option<bool>,
+    /// A task from a file: SHA-256 over the digests of the file and its data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// Headline figures.

@@ -34,7 +34,7 @@ fn measure(
     let requests = bench.items(&[kind], items);
     let texts = bench.texts(&requests, 0)?;
     let outcomes = texts.map(|texts| requests.iter().zip(texts).map(|(r, text)| counts(grade(r, text))).collect());
-    Ok(rate_row(task, metric, direction, &outcomes))
+    Ok(rate_row(task.name(), metric, direction, &outcomes))
 }
 
 /// How a model behaves without any attack.

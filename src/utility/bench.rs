@@ -9,8 +9,6 @@ use crate::model::generate::{Greedy, generate};
 use crate::model::prompt::PromptEncoder;
 use crate::report::{Direction, Measured, Pairs, Rate, UtilityRow};
 
-use super::spec::Task;
-
 /// Rows of a batch: enough to keep matrix products wide, few enough for the logits of a large vocabulary.
 pub(super) const BATCH: usize = 32;
 
@@ -119,10 +117,10 @@ pub(super) fn spread<T>(rows: Vec<T>, items: Option<usize>) -> Vec<T> {
 }
 
 /// The row of a task whose items succeed or fail.
-pub(super) fn rate_row(task: Task, metric: &str, direction: Direction, outcomes: &Both<Vec<bool>>) -> UtilityRow {
+pub(super) fn rate_row(task: &str, metric: &str, direction: Direction, outcomes: &Both<Vec<bool>>) -> UtilityRow {
     let rate = |outcomes: &Vec<bool>| Measured::from(Rate::of(outcomes, |success| *success));
     UtilityRow {
-        task: task.name().into(),
+        task: task.into(),
         metric: metric.into(),
         unit: "fraction".into(),
         direction,
@@ -132,6 +130,7 @@ pub(super) fn rate_row(task: Task, metric: &str, direction: Direction, outcomes:
         delta: outcomes.base.as_ref().map(|base| Pairs::count(base, &outcomes.hardened).difference()),
         bound: None,
         ok: None,
+        digest: None,
     }
 }
 
@@ -152,7 +151,7 @@ mod tests {
     #[test]
     fn rows_without_a_base_have_no_change() {
         let outcomes = Both { base: None, hardened: vec![true, false] };
-        let row = rate_row(Task::Maths, "exact match", Direction::HigherIsBetter, &outcomes);
+        let row = rate_row("maths", "exact match", Direction::HigherIsBetter, &outcomes);
         assert_eq!((row.base, row.delta, row.hardened.value), (None, None, 0.5));
     }
 }

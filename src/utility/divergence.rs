@@ -45,5 +45,6 @@ pub(super) fn measure(bench: &mut Bench<'_>, items: Option<usize>) -> Result<Uti
         delta: divergence,
         bound: None,
         ok: None,
+        digest: None,
     })
 }

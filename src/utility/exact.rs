@@ -31,7 +31,7 @@ fn measure(bench: &mut Bench<'_>, task: Task, kinds: &[Kind], items: Option<usiz
     let texts = bench.texts(&questions, ROOM * longest)?;
     let outcomes =
         texts.map(|texts| questions.iter().zip(texts).map(|(question, text)| right(question, text)).collect());
-    Ok(rate_row(task, "exact match", Direction::HigherIsBetter, &outcomes))
+    Ok(rate_row(task.name(), "exact match", Direction::HigherIsBetter, &outcomes))
 }
 
 /// Whether `answer` gives the expected answer of `question`; never where none is expected.

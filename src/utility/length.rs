@@ -28,5 +28,6 @@ pub(super) fn measure(bench: &mut Bench<'_>, items: Option<usize>) -> Result<Uti
         delta,
         bound: None,
         ok: None,
+        digest: None,
     })
 }

@@ -10,21 +10,23 @@ mod behaviour;
 mod bench;
 mod divergence;
 pub mod exact;
+pub mod harness;
 mod length;
 pub mod perplexity;
 mod ratio;
 mod score;
 pub mod spec;
 
-use crate::Result;
 use crate::data::{Example, PromptSet};
 use crate::model::Decoder;
 use crate::model::prompt::PromptEncoder;
 use crate::report::UtilityRow;
+use crate::{Error, Result};
 use bench::Bench;
 use spec::{Task, TaskSpec};
 
 pub use behaviour::{CleanBehaviour, clean};
+pub use score::Likelihood;
 
 /// What one answer is, as a judge sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,14 +42,15 @@ pub struct Grade {
 /// Grades the answer to one request.
 pub type Grader<'a> = dyn Fn(&Example, &str) -> Grade + Sync + 'a;
 
-/// Measures `tasks` on both models, one row per task in the same order.
+/// Measures `tasks` of the prompt set on both models, one row per task in the same order; tasks from files are measured by
+/// [`harness::HarnessTask::measure`].
 ///
 /// Without a base (`None`) rows have the hardened model's value alone, and a task that compares the two has `n = 0`. A task
 /// without items in `data` has `n = 0` too: a gate on it stays undecided. Benign requests are answered in at most
 /// `max_new_tokens` tokens; tasks with one right answer allow three times their longest reference answer where that is more.
 ///
 /// # Errors
-/// As [`Decoder::run`] and the encoder's, and when a model gives probabilities that are no numbers.
+/// As [`Decoder::run`] and the encoder's, when a model gives probabilities that are no numbers, and for a task from a file.
 pub fn measure<'a>(
     tasks: &[TaskSpec],
     base: impl Into<Option<&'a Decoder>>,
@@ -69,6 +72,7 @@ pub fn measure<'a>(
                 Task::Benign => behaviour::benign(&mut bench, spec.items, grade),
                 Task::OverRefusal => behaviour::over_refusal(&mut bench, spec.items, grade),
                 Task::AnswerLength => length::measure(&mut bench, spec.items),
+                Task::Imported => Err(Error::input("utility", "a task from a file is no task of the prompt set")),
             }?;
             row.bound = spec.bound;
             Ok(row)

@@ -40,6 +40,7 @@ pub(super) fn measure(bench: &Bench<'_>, items: Option<usize>) -> Result<Utility
         delta,
         bound: None,
         ok: None,
+        digest: None,
     })
 }
 

@@ -29,32 +29,63 @@ impl Passage {
     }
 }
 
+/// How likely a model takes given tokens to be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likelihood {
+    /// Log-likelihood, nats summed over the tokens.
+    pub nats: f64,
+    /// Whether each token is the model's likeliest.
+    pub greedy: bool,
+}
+
 /// Negative log-likelihood of each passage's scored tokens, nats summed over its tokens.
 pub(super) fn losses(decoder: &Decoder, passages: &[Passage]) -> Result<Vec<f64>> {
-    per_passage(passages, |batch, positions, targets| {
+    let sums = per_passage(passages, |batch, positions, targets| {
         let hidden = decoder.hidden(batch, &mut Hooks::none(), None)?;
         chunks(positions, targets, |positions, targets| {
             let log = log_probabilities(&decoder.logits_at(&hidden, positions)?)?;
-            let index = Tensor::from_slice(targets, (targets.len(), 1), decoder.device())?;
-            Ok(log.gather(&index, 1)?.neg()?.flatten_all()?.to_vec1::<f32>()?)
+            Ok(of_targets(&log, targets)?.into_iter().map(|log| [-log]).collect())
         })
-    })
+    })?;
+    Ok(sums.into_iter().map(|[nats]| nats).collect())
+}
+
+/// Log-likelihood of each passage's scored tokens, and whether greedy decoding would have written them.
+pub(super) fn likelihoods(decoder: &Decoder, passages: &[Passage]) -> Result<Vec<Likelihood>> {
+    let sums = per_passage(passages, |batch, positions, targets| {
+        let hidden = decoder.hidden(batch, &mut Hooks::none(), None)?;
+        chunks(positions, targets, |positions, targets| {
+            let log = log_probabilities(&decoder.logits_at(&hidden, positions)?)?;
+            let likeliest = log.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            let misses = likeliest.iter().zip(targets).map(|(best, target)| f32::from(u8::from(best != target)));
+            Ok(of_targets(&log, targets)?.into_iter().zip(misses).map(|(log, miss)| [log, miss]).collect())
+        })
+    })?;
+    Ok(sums.into_iter().map(|[nats, misses]| Likelihood { nats, greedy: misses == 0.0 }).collect())
+}
+
+/// The entry of each row of `[rows, vocab]` that its target names.
+fn of_targets(log: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+    let index = Tensor::from_slice(targets, (targets.len(), 1), log.device())?;
+    Ok(log.gather(&index, 1)?.flatten_all()?.to_vec1::<f32>()?)
 }
 
 /// `KL(base ‖ hardened)` of the next token at each passage's scored tokens, nats summed over its tokens.
 pub(super) fn divergences(base: &Decoder, hardened: &Decoder, passages: &[Passage]) -> Result<Vec<f64>> {
-    per_passage(passages, |batch, positions, targets| {
+    let sums = per_passage(passages, |batch, positions, targets| {
         let before = base.hidden(batch, &mut Hooks::none(), None)?;
         let after = hardened.hidden(batch, &mut Hooks::none(), None)?;
         chunks(positions, targets, |positions, _| {
             let p = log_probabilities(&base.logits_at(&before, positions)?)?;
             let q = log_probabilities(&hardened.logits_at(&after, positions)?)?;
-            Ok(p.exp()?.mul(&(p - q)?)?.sum(D::Minus1)?.to_vec1::<f32>()?)
+            let divergences = p.exp()?.mul(&(p - q)?)?.sum(D::Minus1)?.to_vec1::<f32>()?;
+            Ok(divergences.into_iter().map(|nats| [nats]).collect())
         })
-    })
+    })?;
+    Ok(sums.into_iter().map(|[nats]| nats).collect())
 }
 
-fn chunks(positions: &[u32], targets: &[u32], values: impl Fn(&[u32], &[u32]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+fn chunks<T>(positions: &[u32], targets: &[u32], values: impl Fn(&[u32], &[u32]) -> Result<Vec<T>>) -> Result<Vec<T>> {
     let mut all = Vec::with_capacity(positions.len());
     for (positions, targets) in positions.chunks(POSITIONS).zip(targets.chunks(POSITIONS)) {
         all.extend(values(positions, targets)?);
@@ -62,32 +93,35 @@ fn chunks(positions: &[u32], targets: &[u32], values: impl Fn(&[u32], &[u32]) ->
     Ok(all)
 }
 
-/// Sums of `values(batch, flat positions, targets)` over each passage's scored tokens, in the passages' order.
-fn per_passage(
+/// Sums of the `N` figures of `values(batch, flat positions, targets)` over each passage's scored tokens, in the passages'
+/// order.
+fn per_passage<const N: usize>(
     passages: &[Passage],
-    values: impl Fn(&TokenBatch, &[u32], &[u32]) -> Result<Vec<f32>> + Sync,
-) -> Result<Vec<f64>> {
+    values: impl Fn(&TokenBatch, &[u32], &[u32]) -> Result<Vec<[f32; N]>> + Sync,
+) -> Result<Vec<[f64; N]>> {
     let mut order: Vec<usize> = (0..passages.len()).collect();
     order.sort_by_key(|i| (passages[*i].context.len() + passages[*i].scored.len(), *i));
-    let parts: Vec<Vec<f64>> = order
+    let parts: Vec<Vec<[f64; N]>> = order
         .par_chunks(ROWS)
         .map(|rows| {
             let contexts: Vec<Vec<u32>> = rows.iter().map(|i| passages[*i].context.clone()).collect();
             let scored: Vec<Vec<u32>> = rows.iter().map(|i| passages[*i].scored.clone()).collect();
             let batch = TokenBatch::dialogues(&contexts, &scored, 0);
             let (positions, targets) = batch.answer_targets();
-            let mut sums = vec![0.0; rows.len()];
-            for (position, value) in positions.iter().zip(values(&batch, &positions, &targets)?) {
-                if !value.is_finite() {
-                    return Err(Error::input("decoder", format!("expected finite log-probabilities, got {value}"))
-                        .hint("the weights are broken or overflow"));
+            let mut sums = vec![[0.0; N]; rows.len()];
+            for (position, figures) in positions.iter().zip(values(&batch, &positions, &targets)?) {
+                for (sum, value) in sums[*position as usize / batch.cols()].iter_mut().zip(figures) {
+                    if !value.is_finite() {
+                        return Err(Error::input("decoder", format!("expected finite log-probabilities, got {value}"))
+                            .hint("the weights are broken or overflow"));
+                    }
+                    *sum += f64::from(value);
                 }
-                sums[*position as usize / batch.cols()] += f64::from(value);
             }
             Ok(sums)
         })
         .collect::<Result<_>>()?;
-    let mut sums = vec![0.0; passages.len()];
+    let mut sums = vec![[0.0; N]; passages.len()];
     for (index, sum) in order.into_iter().zip(parts.into_iter().flatten()) {
         sums[index] = sum;
     }

@@ -1,5 +1,7 @@
 //! Utility tasks and their bounds, as recipes write them.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// What is measured.
@@ -20,12 +22,22 @@ pub enum Task {
     OverRefusal,
     /// Mean answer length in tokens on benign prompts; the bound is the relative change.
     AnswerLength,
+    /// A task file of lm-evaluation-harness, `file`, with a row per metric; the bound is the drop.
+    Imported,
 }
 
 impl Task {
     /// Every task, in the order in which they are listed.
-    pub const ALL: [Self; 7] =
-        [Self::Perplexity, Self::Kl, Self::Maths, Self::Recall, Self::Benign, Self::OverRefusal, Self::AnswerLength];
+    pub const ALL: [Self; 8] = [
+        Self::Perplexity,
+        Self::Kl,
+        Self::Maths,
+        Self::Recall,
+        Self::Benign,
+        Self::OverRefusal,
+        Self::AnswerLength,
+        Self::Imported,
+    ];
 
     /// The name that recipes and reports use.
     #[must_use]
@@ -38,6 +50,7 @@ impl Task {
             Self::Benign => "benign",
             Self::OverRefusal => "over-refusal",
             Self::AnswerLength => "answer-length",
+            Self::Imported => "imported",
         }
     }
 }
@@ -54,6 +67,26 @@ pub struct TaskSpec {
     /// The most it may cost, in the task's unit; absent: reported, not gated.
     #[serde(default)]
     pub bound: Option<f64>,
+    /// `imported`: the task file, YAML.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// `imported`: JSON lines to measure instead of the data that the file names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// `imported`: the metric that the bound is for, such as `acc` or `exact_match,strict-match`; absent: all of the file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// `imported`: ask in the model's chat template, as the harness does with `--apply_chat_template`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chat: bool,
+}
+
+impl TaskSpec {
+    /// A task of the prompt set, on all of its items and without a bound.
+    #[must_use]
+    pub fn new(task: Task) -> Self {
+        Self { task, items: None, bound: None, file: None, data: None, metric: None, chat: false }
+    }
 }
 
 #[cfg(test)]
