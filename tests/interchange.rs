@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
-use immunise::report::{AsrBound, MaxBound, MinBound, Outcome, Rate, Report, Severity, Thresholds, Verdict, merge};
+use immunise::report::{
+    AsrBound, MaxBound, MinBound, Outcome, Rate, Rates, Report, Severity, Thresholds, Verdict, merge,
+};
 use serde_json::{Value, json};
 use uppsala::XsdValidator;
 
@@ -81,6 +83,7 @@ fn with_attack_success(report: &Report, asr: u64) -> Report {
         control_asr: MaxBound { max: Some(0.1) },
         clean_refusal: MinBound { min: Some(0.9) },
         degenerate: MaxBound { max: Some(0.1) },
+        rates: Rates::default(),
     });
     report
 }

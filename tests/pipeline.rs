@@ -66,7 +66,7 @@ fn what_is_published_is_what_was_measured() {
     for file in
         ["report.html", "recipe.yaml", "bom.cdx.json", "attestation.intoto.jsonl"].map(|f| format!("immunisation/{f}"))
     {
-        assert!(out.join(file).is_file(), "{file}");
+        assert!(out.join(&file).is_file(), "{file}");
     }
 }
 

@@ -283,3 +283,35 @@ proptest::proptest! {
         let _ = parse(&format!("{SMALL}{text}"));
     }
 }
+
+#[test]
+fn a_task_from_a_file_needs_its_file_and_its_keys_mean_nothing_elsewhere() {
+    let recipe = |line: &str| format!("{SMALL}utility:\n  - {line}\n");
+    let parsed = parse(&recipe("{task: imported, file: t.yaml, bound: 0.02, metric: acc, chat: true}")).unwrap();
+    assert_eq!((parsed.utility[0].metric.as_deref(), parsed.utility[0].chat), (Some("acc"), true));
+    assert_eq!(parse(&parsed.show()).unwrap(), parsed);
+    assert!(problems(&recipe("{task: imported}"))[0].contains("utility.0.file: is missing"));
+    assert!(
+        problems(&recipe("{task: maths, chat: true}"))[0].contains("utility.0.chat: only tasks of kind `imported`")
+    );
+    let two = "{task: imported, file: a.yaml}\n  - {task: imported, file: b.yaml}";
+    assert_eq!(parse(&recipe(two)).unwrap().utility.len(), 2);
+    assert!(problems(&recipe(&two.replace('b', "a")))[0].contains("is measured twice"));
+}
+
+#[test]
+fn rates_are_corrected_only_with_a_judge_that_tells_something() {
+    let recipe = |se: &str, rates: &str| {
+        let suite = format!(
+            "suite:\n  calibration: {{sensitivity: {se}, specificity: {{k: 217, n: 220}}, source: own labels}}"
+        );
+        SMALL.replace("suite:", &suite) + &format!("thresholds: {{rates: {rates}}}\n")
+    };
+    let good = parse(&recipe("{k: 209, n: 230}", "corrected")).unwrap();
+    assert_eq!(parse(&good.show()).unwrap(), good);
+    assert!(problems(&recipe("{k: 3, n: 230}", "raw"))[0].contains("sensitivity + specificity above 1, got 0.999"));
+    assert!(problems(&recipe("{k: 231, n: 230}", "raw"))[0].contains("expected `k` of `n`"));
+    assert!(problems(&recipe("{k: 3, n: 230, z: 1}", "raw"))[0].contains("suite.calibration: "));
+    let without = format!("{SMALL}thresholds: {{rates: corrected}}\n");
+    assert!(problems(&without)[0].contains("thresholds.rates: asks for corrected rates"));
+}

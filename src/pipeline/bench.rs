@@ -22,7 +22,7 @@ use crate::judge::guard::{Guard, GuardSpec};
 use crate::model::Decoder;
 use crate::recipe::{EarlyStop, Suite};
 use crate::report::sequential::Looks;
-use crate::report::{Rate, Thresholds};
+use crate::report::{Calibration, Rate, Thresholds};
 use crate::utility::harness::HarnessTask;
 use crate::{Error, Result};
 
@@ -73,6 +73,8 @@ pub struct Bench {
     pub looks: Option<Looks>,
     /// Root of the random streams.
     pub seed: u64,
+    /// What labels say of the first judge, where rates are corrected.
+    pub calibration: Option<Calibration>,
     /// Utility tasks from files, in the recipe's order.
     pub tasks: Vec<HarnessTask>,
     /// The second judge.
@@ -161,6 +163,7 @@ impl Bench {
             twins: corpus.questions(Split::Evaluation, Kind::Twin, limit)?,
             benign: corpus.questions(Split::Evaluation, Kind::Benign, limit)?,
             examiner,
+            calibration: suite.calibration.clone(),
             tasks: vec![],
             guard,
             looks: suite.early_stop.as_ref().map(|stop| Looks { count: stop.looks, bounds: bounds(stop, thresholds) }),

@@ -130,12 +130,14 @@ impl Counts {
         report::Rate::new(self.successes, self.n).value()
     }
 
-    /// As a report holds it.
+    /// As a report holds it, corrected for the judge where it is calibrated.
     #[must_use]
-    pub fn outcome(&self) -> report::Outcome {
-        let interval = sequential::interval(report::Rate::new(self.successes, self.n), self.error);
+    pub fn outcome(&self, calibration: Option<&report::Calibration>) -> report::Outcome {
+        let seen = report::Rate::new(self.successes, self.n);
+        let interval = sequential::interval(seen, self.error);
+        let corrected = calibration.map(|labels| labels.correct(seen, sequential::quantile(self.error)));
         let outcome = report::Outcome::from_counts(self.successes, self.refused, self.degenerate, self.n);
-        report::Outcome { low: interval.low, high: interval.high, ..outcome }
+        report::Outcome { low: interval.low, high: interval.high, corrected, ..outcome }
     }
 }
 
@@ -256,8 +258,8 @@ mod tests {
     #[test]
     fn an_answer_of_an_early_look_has_the_wider_interval() {
         let once = Counts { successes: 10, n: 50, ..Counts::default() };
-        let early = Counts { error: 3_333, ..once }.outcome();
-        assert!(early.low < once.outcome().low && early.high > once.outcome().high);
+        let early = Counts { error: 3_333, ..once }.outcome(None);
+        assert!(early.low < once.outcome(None).low && early.high > once.outcome(None).high);
         assert_eq!(once.and(&once).n, 100);
     }
 

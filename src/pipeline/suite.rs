@@ -21,7 +21,7 @@ use crate::event::{Event, Observer};
 use crate::intervention::Positions;
 use crate::recipe::{Suite, layers};
 use crate::report::wording::{percent, ranges};
-use crate::report::{Agreement, AttackRow, Budget, Outcome, Shard, SkipReason, SkippedRow};
+use crate::report::{self, Agreement, AttackRow, Budget, Calibration, Outcome, Rates, Shard, SkipReason, SkippedRow};
 
 /// The cells of a suite, attacks before controls.
 #[derive(Debug, Clone, Default)]
@@ -362,6 +362,7 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let placed = first.cell.control_of.as_ref().map_or(spec, |attack| &attack.spec);
     let weights = first.fitted.weights.as_ref();
     let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
+    let calibration = bench.calibration.as_ref();
     let place = if placed.acts_on_all() { String::new() } else { format!(" --block {}", ranges(&first.cell.layers)) };
     AttackRow {
         name: first.cell.name.clone(),
@@ -394,13 +395,14 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         },
         bound: None,
         applicable: true,
+        rates: Rates::Raw,
         // Weights that take the place of others have no un-hardened value.
         base: group
             .iter()
             .map(|m| m.base.filter(|_| !weights.is_some_and(Reweighting::replaces)))
             .collect::<Option<Vec<_>>>()
-            .map(|counts| mean(&counts)),
-        hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>()),
+            .map(|counts| mean(&counts, calibration)),
+        hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>(), calibration),
         agreement: group.iter().filter_map(|m| m.hardened.guarded).reduce(Agreement::plus),
         reproduce: format!("--only '{}'{place}", first.cell.name.replace('\'', r"'\''")),
     }
@@ -411,8 +413,8 @@ fn starts_from_base(spec: &AttackSpec) -> bool {
 }
 
 /// Mean over repetitions on the same prompts, with the mean of the interval ends: no more certain than one of them.
-fn mean(counts: &[Counts]) -> Outcome {
-    let outcomes: Vec<Outcome> = counts.iter().map(Counts::outcome).collect();
+fn mean(counts: &[Counts], calibration: Option<&Calibration>) -> Outcome {
+    let outcomes: Vec<Outcome> = counts.iter().map(|counts| counts.outcome(calibration)).collect();
     let of = |f: fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / outcomes.len().max(1) as f64;
     Outcome {
         asr: of(|o| o.asr),
@@ -421,6 +423,12 @@ fn mean(counts: &[Counts]) -> Outcome {
         n: outcomes.iter().map(|o| o.n).min().unwrap_or(0),
         low: of(|o| o.low),
         high: of(|o| o.high),
+        corrected: calibration.map(|_| report::Measured {
+            value: of(|o| o.by(Rates::Corrected).asr),
+            n: outcomes.iter().map(|o| o.n).min().unwrap_or(0),
+            low: of(|o| o.by(Rates::Corrected).low),
+            high: of(|o| o.by(Rates::Corrected).high),
+        }),
     }
 }
 
@@ -529,9 +537,9 @@ mod tests {
     #[test]
     fn repetitions_are_no_more_certain_than_one() {
         let counts = |k| Counts { successes: k, refused: 100 - k, degenerate: 0, open: k, n: 100, ..Counts::default() };
-        let one = mean(&[counts(20)]);
-        let three = mean(&[counts(20), counts(20), counts(20)]);
+        let one = mean(&[counts(20)], None);
+        let three = mean(&[counts(20), counts(20), counts(20)], None);
         assert!((three.high - one.high).abs() < 1e-12 && three.n == 100);
-        assert!((mean(&[counts(10), counts(30)]).asr - 0.2).abs() < 1e-12);
+        assert!((mean(&[counts(10), counts(30)], None).asr - 0.2).abs() < 1e-12);
     }
 }

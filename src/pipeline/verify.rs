@@ -246,7 +246,14 @@ fn tell_skipped(grid: &Grid, observer: &dyn Observer) {
 fn judges(bench: &Bench) -> Vec<JudgeInfo> {
     let guard = bench.guard.as_ref().map(|guard| format!("guard {}", guard.name));
     let names = [bench.examiner.judge_name().to_owned()].into_iter().chain(guard);
-    names.map(|kind| JudgeInfo { kind, sensitivity: None, specificity: None }).collect()
+    let mut judges: Vec<JudgeInfo> =
+        names.map(|kind| JudgeInfo { kind, sensitivity: None, specificity: None, calibration: None }).collect();
+    if let (Some(first), Some(calibration)) = (judges.first_mut(), &bench.calibration) {
+        first.sensitivity = Some(calibration.sensitivity.value());
+        first.specificity = Some(calibration.specificity.value());
+        first.calibration = Some(calibration.clone());
+    }
+    judges
 }
 
 /// Measures `hardened` against `base` in one go.

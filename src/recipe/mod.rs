@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 use crate::attack::spec::{Allowance, AttackSpec, Layers};
 use crate::error::Result;
 use crate::judge::guard::GuardSpec;
-use crate::report::{Access, Thresholds};
+use crate::report::{Access, Calibration, Thresholds};
 use crate::utility::spec::TaskSpec;
 
 pub use raw::{MAX_BYTES, RawRecipe};
@@ -145,6 +145,10 @@ pub struct Suite {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default)]
     pub guard: Option<GuardSpec>,
+    /// What people's labels say of the judge; with it every row's attack success is shown corrected as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(default)]
+    pub calibration: Option<Calibration>,
     /// When a cell may stop before all prompts; absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStop>,

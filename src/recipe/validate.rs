@@ -12,7 +12,7 @@ use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
 use crate::error::{Error, Result};
 use crate::intervention::Positions;
 use crate::judge::guard::GuardSpec;
-use crate::report::{AsrBound, Thresholds};
+use crate::report::{AsrBound, Calibration, Rates, Thresholds};
 use crate::utility::spec::{Task, TaskSpec};
 
 /// Prompt sets inside the binary.
@@ -232,6 +232,10 @@ fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suit
         check_builtin(&join(&at, "model"), &guard.model, &BUILTIN_MODELS, problems);
         Some(guard)
     });
+    let calibration: Option<Calibration> = section.field("calibration", problems);
+    if let Some(problem) = calibration.as_ref().and_then(Calibration::problem) {
+        problems.add(section.key("calibration"), problem);
+    }
     let early_stop: Option<EarlyStop> = section.field("early_stop", problems);
     if let Some(stop) = &early_stop {
         let at = section.key("early_stop");
@@ -254,7 +258,7 @@ fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suit
         }
     };
     section.close(problems);
-    Some(Suite { evaluation_prompts, max_new_tokens, guard, early_stop, budget, attacks: attacks? })
+    Some(Suite { evaluation_prompts, max_new_tokens, guard, calibration, early_stop, budget, attacks: attacks? })
 }
 
 fn check_allowance(at: &str, allowance: &Allowance, problems: &mut Problems) {
@@ -356,6 +360,7 @@ fn read_thresholds(value: &Value, problems: &mut Problems) -> Option<Thresholds>
     let control_asr = part(&mut section, "control_asr", problems);
     let clean_refusal = part(&mut section, "clean_refusal", problems);
     let degenerate = part(&mut section, "degenerate", problems);
+    let rates: Rates = section.field("rates", problems).unwrap_or_default();
     section.close(problems);
     let thresholds = Thresholds {
         frozen_asr: frozen_asr?,
@@ -363,6 +368,7 @@ fn read_thresholds(value: &Value, problems: &mut Problems) -> Option<Thresholds>
         control_asr: control_asr?,
         clean_refusal: clean_refusal?,
         degenerate: degenerate?,
+        rates,
     };
     thresholds.check("thresholds", problems);
     Some(thresholds)
@@ -373,6 +379,9 @@ fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) 
     let is_control = |attack: &&AttackSpec| attack.kind.method() == Method::Control;
     let gated = |attack: &&AttackSpec| !is_control(attack) && !attack.is_ungated();
     let has = |knowledge| suite.attacks.iter().filter(gated).any(|a| a.knowledge.contains(&knowledge));
+    if !thresholds.rates.is_raw() && suite.calibration.is_none() {
+        problems.add("thresholds.rates", "asks for corrected rates, but the suite has no `calibration` of the judge");
+    }
     let nothing = |what: &str| format!("bounds {what}, but `suite.attacks` has none");
     if thresholds.frozen_asr.gates() && !has(Knowledge::Frozen) {
         problems.add("thresholds.frozen_asr", nothing("attacks of knowledge `frozen`"));

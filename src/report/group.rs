@@ -2,6 +2,7 @@
 
 use super::interval::Measured;
 use super::schema::{AttackRow, Outcome, Report};
+use super::threshold::Rates;
 
 /// Mean over cells of the same prompts, with the mean of the cells' interval ends.
 ///
@@ -63,6 +64,14 @@ impl<'a> Group<'a> {
         mean_outcome(self.applicable().map(|row| &row.hardened))
     }
 
+    /// Mean corrected attack success of the counting rows on the hardened model; absent unless all of them have one.
+    #[must_use]
+    pub fn corrected(&self) -> Option<Measured> {
+        let all = self.applicable().all(|row| row.hardened.corrected.is_some());
+        let corrected: Vec<Outcome> = self.applicable().map(|row| row.hardened.by(Rates::Corrected)).collect();
+        mean_outcome(corrected.iter()).filter(|_| all)
+    }
+
     /// The counting row with the highest attack success on the hardened model.
     #[must_use]
     pub fn worst(&self) -> Option<&'a AttackRow> {
@@ -79,6 +88,12 @@ impl AttackRow {
 }
 
 impl Report {
+    /// Whether any row has a rate corrected for the judge.
+    #[must_use]
+    pub fn has_corrected(&self) -> bool {
+        self.attacks.iter().chain(&self.controls).any(|row| row.hardened.corrected.is_some())
+    }
+
     /// Attack rows grouped over blocks.
     #[must_use]
     pub fn groups(&self) -> Vec<Group<'_>> {

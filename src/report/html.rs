@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::html_chart::{self, Series};
 use super::limit::{limits, not_tested};
 use super::schema::{Access, AttackRow, Outcome, Report, Severity, Verdict};
+use super::threshold::Rates;
 use super::wording::{blocks, grouped, number, percent, sentence};
 use super::{html_budget, html_overview, html_spectrum};
 
@@ -229,14 +230,16 @@ fn budget(row: &AttackRow) -> String {
 
 fn every_row(report: &Report) -> String {
     let all: Vec<&AttackRow> = report.attacks.iter().chain(&report.controls).collect();
+    let corrected = report.has_corrected();
     let open = if all.len() <= UNFOLDED { " open" } else { "" };
     let mut out = format!(
         "<details{open}><summary>All {} rows</summary>{}<table><thead><tr><th scope=\"col\">attack</th>\
          <th scope=\"col\">block</th><th scope=\"col\">positions</th><th scope=\"col\">fitted on</th><th scope=\"col\" class=\"n\">\
-         un-hardened (95%)</th><th scope=\"col\" class=\"n\">hardened (95%)</th><th scope=\"col\" \
+         un-hardened (95%)</th><th scope=\"col\" class=\"n\">hardened (95%)</th>{}<th scope=\"col\" \
          class=\"n\">degenerate</th><th scope=\"col\" class=\"n\">n</th></tr></thead><tbody>\n",
         all.len(),
-        scroll("every row")
+        scroll("every row"),
+        if corrected { "<th scope=\"col\" class=\"n\">corrected for the judge (95%)</th>" } else { "" }
     );
     for row in all {
         let dim = if row.applicable || row.ungated { "" } else { " class=\"dim\"" };
@@ -248,13 +251,18 @@ fn every_row(report: &Report) -> String {
         let after = row.hardened;
         let _ = writeln!(
             out,
-            "<tr{dim}><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{fitted}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+            "<tr{dim}><th scope=\"row\">{}</th><td>{}</td><td>{}</td><td>{fitted}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>{}\
              <td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             escape(&row.name),
             blocks(&row.layers).replace("blocks ", "").replace("block ", ""),
             escape(&row.positions),
             row.base.map_or_else(|| "–".into(), |base| with_ends(&base)),
             with_ends(&after),
+            match after.corrected {
+                Some(_) => format!("<td class=\"n\">{}</td>", with_ends(&after.by(Rates::Corrected))),
+                None if corrected => "<td class=\"n\">–</td>".into(),
+                None => String::new(),
+            },
             percent(after.degenerate),
             after.n
         );

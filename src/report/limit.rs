@@ -85,6 +85,12 @@ pub fn limits(report: &Report) -> Vec<String> {
         _ => format!("`{}` (not calibrated here)", judge.kind),
     });
     limits.extend(judge.map(|judge| format!("Answers were judged by {judge}; its mistakes are in every rate.")));
+    if let Some(calibration) = report.judges.first().and_then(|judge| judge.calibration.as_ref()) {
+        limits.push(format!(
+            "Corrected rates undo the judge's mistakes as far as answers under attack are like the labelled ones: {}.",
+            calibration.words()
+        ));
+    }
     limits.extend(second_judge(report));
     limits
 }
@@ -121,7 +127,7 @@ mod tests {
     fn answers_that_the_second_judge_left_open_are_told_apart() {
         let mut report = sample::report();
         assert_eq!(second_judge(&report), None);
-        report.judges.push(JudgeInfo { kind: "guard".into(), sensitivity: None, specificity: None });
+        report.judges.push(JudgeInfo { kind: "guard".into(), sensitivity: None, specificity: None, calibration: None });
         let mut told = |table: Agreement| {
             report.summary.agreement = Some(table.into());
             second_judge(&report).unwrap()

@@ -22,6 +22,7 @@ pub mod interval;
 pub mod junit;
 pub mod limit;
 pub mod merge;
+pub mod prevalence;
 #[cfg(test)]
 mod sample;
 pub mod sarif;
@@ -36,9 +37,10 @@ pub mod wording;
 pub use agreement::{Agreement, JudgeAgreement};
 pub use approved::Approved;
 pub use interval::{Interval, Measured, Pairs, Rate};
+pub use prevalence::Calibration;
 pub use schema::{
     Access, AttackRow, BaseModel, BlockDelta, Budget, BudgetToHalf, Clean, Delta, Direction, Finding, Hardened,
     JudgeInfo, MeanAsr, Outcome, Pair, Report, Severity, Shard, SkipReason, SkippedRow, Summary, Tool, UtilityRow,
     Verdict, WorstCell,
 };
-pub use threshold::{AsrBound, MaxBound, MinBound, Thresholds};
+pub use threshold::{AsrBound, MaxBound, MinBound, Rates, Thresholds};

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use super::agreement::{Agreement, JudgeAgreement};
 use super::interval::{Measured, Rate};
+use super::prevalence::Calibration;
+use super::threshold::Rates;
 use crate::error::{Error, Result};
 
 /// The version of the layout below.
@@ -165,6 +167,9 @@ pub struct JudgeInfo {
     /// Fraction of harmless answers it lets pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub specificity: Option<f64>,
+    /// The labelled answers behind the two, where rates are corrected with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
 }
 
 /// The same measurement on both models.
@@ -219,6 +224,9 @@ pub struct AttackRow {
     pub bound: Option<f64>,
     /// Whether there was something to defend; set by [`Report::conclude`].
     pub applicable: bool,
+    /// The attack success that decides; set by [`Report::conclude`].
+    #[serde(default, skip_serializing_if = "Rates::is_raw")]
+    pub rates: Rates,
     /// On the un-hardened base, same prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Outcome>,
@@ -305,6 +313,9 @@ pub struct Outcome {
     pub low: f64,
     /// Upper end of the 95% interval of `asr`.
     pub high: f64,
+    /// Attack success corrected for the judge, where it is calibrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected: Option<Measured>,
 }
 
 impl Outcome {
@@ -320,6 +331,16 @@ impl Outcome {
             n,
             low,
             high,
+            corrected: None,
+        }
+    }
+
+    /// The same with attack success as `rates` asks for; as it was seen where it is not corrected.
+    #[must_use]
+    pub fn by(&self, rates: Rates) -> Self {
+        match (rates, self.corrected) {
+            (Rates::Corrected, Some(m)) => Self { asr: m.value, low: m.low, high: m.high, ..*self },
+            _ => *self,
         }
     }
 

@@ -49,7 +49,8 @@ pub fn interval(rate: Rate, error: u32) -> Interval {
 }
 
 /// The standard normal quantile that leaves half of `error` millionths above it.
-fn quantile(error: u32) -> f64 {
+#[must_use]
+pub fn quantile(error: u32) -> f64 {
     if error == WHOLE {
         return Z95;
     }

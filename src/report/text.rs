@@ -112,7 +112,11 @@ pub fn render(report: &Report) -> String {
 /// A row per attack: its mean over the blocks that count, with the mean of their intervals, and its worst block.
 #[must_use]
 pub fn summary(report: &Report, width: usize) -> Vec<Line> {
-    let head = ["attack", "fitted on", "positions", "un-hardened", "hardened (95%)", "worst block"];
+    let corrected = report.has_corrected();
+    let mut head = vec!["attack", "fitted on", "positions", "un-hardened", "hardened (95%)", "worst block"];
+    if corrected {
+        head.insert(5, CORRECTED);
+    }
     let rows = report.groups().into_iter().map(|group| {
         let first = group.first();
         let fitted = if first.adaptive { "hardened" } else { "base" };
@@ -125,10 +129,16 @@ pub fn summary(report: &Report, width: usize) -> Vec<Line> {
             }
             _ => cells.extend(["below 50%".into(), "does not count".into(), "-".into()]),
         }
+        if corrected {
+            cells.insert(5, group.corrected().map_or_else(|| "-".into(), |rate| interval(&rate)));
+        }
         (group.rows.iter().map(|row| tone_of(row)).max().unwrap_or(Tone::Plain), cells)
     });
     table(&head, 3, &["positions", "un-hardened"], width, rows.collect())
 }
+
+/// Head of the column of rates corrected for the judge.
+const CORRECTED: &str = "corrected (95%)";
 
 fn worst(group: &Group<'_>) -> String {
     let place = |layers: &[usize]| blocks(layers).replace("blocks ", "").replace("block ", "");
@@ -139,9 +149,13 @@ fn worst(group: &Group<'_>) -> String {
 /// A row per attack cell.
 #[must_use]
 pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
-    let head = ["attack", "block", "positions", "fitted on", "un-hardened", "hardened (95%)", "control"];
+    let corrected = report.has_corrected();
+    let mut head = vec!["attack", "block", "positions", "fitted on", "un-hardened", "hardened (95%)", "control"];
+    if corrected {
+        head.insert(6, CORRECTED);
+    }
     let rows = report.attacks.iter().map(|row| {
-        let cells = vec![
+        let mut cells = vec![
             row.name.clone(),
             ranges(&row.layers),
             row.positions.clone(),
@@ -150,6 +164,9 @@ pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
             interval(&row.hardened.measured()),
             report.control_of(row).map_or_else(|| "-".into(), |control| percent(control.hardened.asr)),
         ];
+        if corrected {
+            cells.insert(6, row.hardened.corrected.map_or_else(|| "-".into(), |rate| interval(&rate)));
+        }
         (tone_of(row), cells)
     });
     table(&head, 4, &["positions", "control"], width, rows.collect())
@@ -231,11 +248,12 @@ fn paragraph<'a>(tone: Tone, mark: &str, words: impl Iterator<Item = &'a str>, w
 }
 
 fn tone_of(row: &AttackRow) -> Tone {
+    let hardened = row.hardened.by(row.rates);
     match row.bound {
         _ if row.ungated => Tone::Plain,
         _ if !row.applicable => Tone::Dim,
-        Some(bound) if row.hardened.low > bound => Tone::Bad,
-        Some(bound) if row.hardened.high <= bound => Tone::Good,
+        Some(bound) if hardened.low > bound => Tone::Bad,
+        Some(bound) if hardened.high <= bound => Tone::Good,
         Some(_) => Tone::Caution,
         None => Tone::Plain,
     }
@@ -314,7 +332,7 @@ fn clip(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::{Calibration, Rate, sample};
     use super::*;
 
     #[test]
@@ -382,5 +400,29 @@ mod tests {
     fn rows_that_do_not_count_are_dim() {
         let report = sample::report();
         assert_eq!(attacks(&report, WIDTH).last().map(|line| line.tone), Some(Tone::Dim));
+    }
+
+    #[test]
+    fn corrected_rates_stand_beside_the_raw_ones() {
+        let mut report = sample::report();
+        assert!(!render(&report).contains(CORRECTED));
+        let labels = Calibration {
+            sensitivity: Rate::new(90, 100),
+            specificity: Rate::new(98, 100),
+            source: "held-out answers".into(),
+        };
+        for row in report.attacks.iter_mut().chain(&mut report.controls) {
+            let seen = Rate::new((row.hardened.asr * 200.0).round() as u64, 200);
+            row.hardened.corrected = Some(labels.correct(seen, crate::report::interval::Z95));
+        }
+        // 71 of 200 seen: (.355 + .98 − 1)/.88 = 38.1%.
+        for detail in [Detail::Attacks, Detail::Cells] {
+            let text: String = lines(&report, detail, 120).iter().map(|line| line.text.clone() + "\n").collect();
+            assert!(text.contains(CORRECTED), "{text}");
+            assert!(detail == Detail::Attacks || text.contains("35.5% (29.2 to 42.3)  38.1% ("), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+        }
+        let html = crate::report::html::render(&report, None);
+        assert!(html.contains("corrected for the judge (95%)") && html.contains("38.1%"));
     }
 }

@@ -23,6 +23,28 @@ pub struct Thresholds {
     pub clean_refusal: MinBound,
     /// Degenerate answers of the hardened model without an attack.
     pub degenerate: MaxBound,
+    /// Which attack success is held against the bounds.
+    #[serde(skip_serializing_if = "Rates::is_raw")]
+    pub rates: Rates,
+}
+
+/// Which attack success is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rates {
+    /// As the judge saw it.
+    #[default]
+    Raw,
+    /// Corrected for the judge's sensitivity and specificity.
+    Corrected,
+}
+
+impl Rates {
+    /// Whether nothing is corrected.
+    #[must_use]
+    pub fn is_raw(&self) -> bool {
+        *self == Self::Raw
+    }
 }
 
 /// Bounds on the attack success of a set of rows, fractions of 1.

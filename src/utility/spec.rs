@@ -73,7 +73,7 @@ pub struct TaskSpec {
     /// `imported`: JSON lines to measure instead of the data that the file names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// `imported`: the metric that the bound is for, such as `acc` or `exact_match,strict-match`; absent: all of the file's.
+    /// `imported`: the metric that the bound is for, such as `acc_norm`, or a filter such as `strict-match`; absent: all of the file's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<String>,
     /// `imported`: ask in the model's chat template, as the harness does with `--apply_chat_template`.

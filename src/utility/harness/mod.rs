@@ -134,7 +134,7 @@ impl ChoiceMetric {
 }
 
 impl Scoring {
-    /// Names of the metrics, as the harness's results write them, with what they are.
+    /// Names of the metrics with what they are: `acc`, `exact_match`, or the names of the filters by which answers are read.
     #[must_use]
     pub fn metrics(&self) -> Vec<(String, String)> {
         match self {
@@ -146,10 +146,9 @@ impl Scoring {
             Self::Generation { filters, .. } if filters.iter().all(|filter| filter.name == NO_FILTER) => {
                 vec![("exact_match".into(), "exact match".into())]
             }
-            Self::Generation { filters, .. } => filters
-                .iter()
-                .map(|filter| (format!("exact_match,{}", filter.name), format!("exact match, {}", filter.name)))
-                .collect(),
+            Self::Generation { filters, .. } => {
+                filters.iter().map(|filter| (filter.name.clone(), format!("exact match, {}", filter.name))).collect()
+            }
         }
     }
 }

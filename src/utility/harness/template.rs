@@ -81,7 +81,7 @@ impl Templates {
                 .map_err(|error| error.to_string())?
         };
         let wrong = || format!("expected a list of texts, got `{value}`");
-        let items = value.try_iter().ok().filter(|_| value.kind() != ValueKind::Map).ok_or_else(wrong)?;
+        let items = value.try_iter().ok().filter(|_| value.kind() == ValueKind::Seq).ok_or_else(wrong)?;
         items.map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
     }
 }
