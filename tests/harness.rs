@@ -26,10 +26,13 @@ fn repository(path: &str) -> PathBuf {
 }
 
 fn model() -> (Decoder, PromptEncoder) {
+    load(&repository("fixtures/tiny-chat"))
+}
+
+fn load(dir: &Path) -> (Decoder, PromptEncoder) {
     start_workers(None);
-    let dir = repository("fixtures/tiny-chat");
-    let decoder = Decoder::load(&Checkpoint::open(&dir).unwrap(), &Device::Cpu).unwrap();
-    (decoder, PromptEncoder::open(&dir).unwrap())
+    let decoder = Decoder::load(&Checkpoint::open(dir).unwrap(), &Device::Cpu).unwrap();
+    (decoder, PromptEncoder::open(dir).unwrap())
 }
 
 fn open(path: &Path, spec: &TaskSpec) -> immunise::Result<HarnessTask> {
@@ -40,19 +43,32 @@ fn imported() -> TaskSpec {
     TaskSpec::new(Task::Imported)
 }
 
-/// `tests/interop/harness.py` makes the golden file.
+/// `tests/interop/harness.py` makes the golden files.
 #[test]
 fn every_score_is_the_harness_s() {
-    let golden: Value =
-        serde_json::from_str(&fs::read_to_string(repository("tests/interop/harness.json")).unwrap()).unwrap();
-    let (decoder, encoder) = model();
+    compare(&model(), "harness.json", 5);
+}
+
+/// Real tokenizers merge across the border between context and choice. Runs where `IMMUNISE_MODELS` names a folder with the
+/// models of `tests/real_models.rs`.
+#[test]
+fn every_score_of_a_real_model_is_the_harness_s() {
+    match std::env::var_os("IMMUNISE_MODELS") {
+        Some(models) => compare(&load(&Path::new(&models).join("smollm2")), "harness_smollm2.json", 3),
+        None => println!("skipped: IMMUNISE_MODELS is not set"),
+    }
+}
+
+fn compare((decoder, encoder): &(Decoder, PromptEncoder), golden: &str, files: usize) {
+    let golden = fs::read_to_string(repository("tests/interop").join(golden)).unwrap();
+    let golden: Value = serde_json::from_str(&golden).unwrap();
     let tasks = golden["tasks"].as_array().unwrap();
-    assert_eq!(tasks.len(), 5);
+    assert_eq!(tasks.len(), files);
     for expected in tasks {
         let file = expected["file"].as_str().unwrap();
         let spec = TaskSpec { chat: expected["chat"].as_bool().unwrap(), ..imported() };
         let task = open(&repository(file), &spec).unwrap();
-        let got = task.evaluate(&decoder, &encoder).unwrap();
+        let got = task.evaluate(decoder, encoder).unwrap();
         let questions = expected["questions"].as_array().unwrap();
         assert_eq!(got.responses.len(), questions.len(), "{file}");
         let (mut worst, mut rounding) = (0.0_f64, 0.0_f64);
