@@ -185,12 +185,10 @@ mod tests {
         {
             for sizes in [(200, 225), (40, 60)] {
                 let held = coverage(truth, judge, sizes, 1, RUNS);
-                println!("true rate {truth}, judge {judge:?}, {sizes:?} answers and labels: {held:.3}");
                 assert!(held > enough, "{truth} {judge:?} {sizes:?}: {held}");
             }
         }
         let sure_of_its_labels = coverage(0.9, [0.91, 0.97], (200, 60), 1_000_000, RUNS);
-        println!("labels taken for certain: {sure_of_its_labels:.3}");
         assert!(sure_of_its_labels < 0.85, "{sure_of_its_labels}");
     }
 }
