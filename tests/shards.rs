@@ -79,6 +79,28 @@ fn a_second_local_stage_is_parted_once_the_first_is_assembled() {
 }
 
 #[test]
+fn a_run_that_assembles_goes_on_where_it_was_stopped() {
+    let closed =
+        "{kind: et-closed, rounds: 1, rank: 1, bank: 1, attack_pairs: 2, prompts: 2, anchors: 2, layers: [0, 1]}";
+    let world = World::with_stage(&format!("{ET}, {closed}"));
+    let recipe = Recipe::load(&world.recipe()).unwrap();
+    let assemble: Vec<PathBuf> = (1..=2).map(|index| part(&world, &recipe, index, 2)).collect();
+    let mut stops = 0;
+    let out = loop {
+        let request = Request { assemble: assemble.clone(), ..request(&world, "out") };
+        request.stop.request();
+        match harden(&recipe, &request, &Silent) {
+            Ok(outcome) => break outcome.published.unwrap(),
+            Err(Error::Interrupted { .. }) => stops += 1,
+            Err(error) => panic!("after {stops} stops: {error}"),
+        }
+        assert!(stops < 200, "a stopped run makes no progress");
+    };
+    let whole = harden(&recipe, &request(&world, "whole"), &Silent).unwrap();
+    assert_eq!(weights(&whole.published.unwrap()), weights(&out));
+}
+
+#[test]
 fn parts_that_do_not_make_a_whole_are_refused() {
     let world = World::with_stage(ET);
     let recipe = Recipe::load(&world.recipe()).unwrap();

@@ -67,14 +67,16 @@ pub(super) fn run<T: BlockTrainer>(
     let units: Vec<Unit> = layers
         .par_iter()
         .map(|layer| {
-            let unit = match kept.get(layer) {
-                Some(unit) => unit.clone(),
-                None => harden_block(settings, *layer, given, &make)?,
+            let (unit, fresh) = match kept.get(layer) {
+                Some(unit) => (unit.clone(), false),
+                None => (harden_block(settings, *layer, given, &make)?, true),
             };
             let key = block_unit(name, *layer);
-            let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(&key, error.to_string()))?;
             let mut guard = store.lock().map_err(|_| Error::input(&key, "another block's worker panicked"))?;
-            guard.0.put(&key, &bytes)?;
+            if fresh {
+                let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(&key, error.to_string()))?;
+                guard.0.put(&key, &bytes)?;
+            }
             guard.1 += 1;
             let o = &unit.outcome;
             observer.event(Event::UnitFinished {

@@ -1,6 +1,6 @@
 //! The whole of it: a recipe and a model in, a report and, if it passes, a published folder out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -119,7 +119,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     // Nobody should learn after hours of work that the target is in use.
     drop(Staged::beside(&request.out)?);
     let run = request.run.clone().unwrap_or_else(|| default_run(&request.out));
-    let mut journal = begin(recipe, request, &run, &base, &data, observer)?;
+    let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     metrics.lap("open");
 
     let findings = trial.measure_base(&bench, &base, &Units::new(&mut journal), observer)?;
@@ -127,9 +127,8 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
 
     let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
     let stage_data = corpus.stages(&bench.examiner)?;
-    let assembled = !request.assemble.is_empty();
     let training =
-        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, assembled };
+        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     let sets = training.run(&mut journal, &mut metrics, observer)?;
     drop(stage_data);
 
@@ -179,13 +178,12 @@ pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &
     let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
     let bench = Trial::of(recipe, &data).bench(&base)?;
     let run = request.run.clone().unwrap_or_else(|| part_run(&request.out, shard));
-    let mut journal = begin(recipe, request, &run, &base, &data, observer)?;
+    let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     let corpus =
         Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
     let stage_data = corpus.stages(&bench.examiner)?;
-    let assembled = !request.assemble.is_empty();
     let training =
-        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, assembled };
+        Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     training.run_part(shard, run, &mut journal, observer)
 }
 
@@ -207,7 +205,7 @@ impl Opened {
     }
 }
 
-/// Opens the run folder, says what is in it, and takes the units of the parts to assemble.
+/// Opens the run folder, says what is in it, and takes the units of the parts to assemble; gives their keys too.
 fn begin(
     recipe: &Recipe,
     request: &Request,
@@ -215,15 +213,21 @@ fn begin(
     base: &Model,
     data: &PromptSet,
     observer: &dyn Observer,
-) -> Result<Journal> {
+) -> Result<(Journal, BTreeSet<String>)> {
     let mut journal = Journal::open(run, request.fresh, request.stop.clone())?;
     let inputs = inputs(recipe, base, &data.digest, &request.machine.device);
     announce(&journal.begin(&inputs)?, run, observer);
+    let mut taken = BTreeSet::new();
     for part in &request.assemble {
         let units = journal.take(part, &inputs)?;
-        observer.event(Event::Note(format!("{units} finished units taken from {}", part.display())));
+        observer.event(Event::Note(format!("{} finished units taken from {}", units.len(), part.display())));
+        taken.extend(units);
     }
-    Ok(journal)
+    if let (Some(first), true) = (request.assemble.first(), taken.is_empty()) {
+        return Err(Error::file(first, "expected parts with finished blocks, got none")
+            .hint("run the parts first: `--shard I/N`"));
+    }
+    Ok((journal, taken))
 }
 
 /// The blocks of every stage of `recipe` on a model of `n_layers`.

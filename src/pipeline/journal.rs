@@ -133,11 +133,11 @@ impl Journal {
         Ok(found)
     }
 
-    /// Takes over the finished units of the run folder `part`, which must be of the same `inputs`; returns their number.
+    /// Takes over the finished units of the run folder `part`, which must be of the same `inputs`; returns their keys.
     ///
     /// # Errors
     /// [`Error::Input`] when `part` is no run folder, is in use, or is of other inputs; [`Error::Io`].
-    pub fn take(&mut self, part: &Path, inputs: &Inputs) -> Result<usize> {
+    pub fn take(&mut self, part: &Path, inputs: &Inputs) -> Result<Vec<String>> {
         let _lock = hold(part, OpenOptions::new().write(true))?;
         let former = part.join(INPUTS);
         let bytes = fs::read(&former).map_err(|error| Error::io(&former, error))?;
@@ -150,7 +150,7 @@ impl Journal {
             ));
         }
         let units = part.join(UNITS);
-        let mut taken = 0;
+        let mut taken = vec![];
         for entry in fs::read_dir(&units).map_err(|error| Error::io(&units, error))? {
             let path = entry.map_err(|error| Error::io(&units, error))?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL)) {
@@ -160,8 +160,10 @@ impl Journal {
             let (key, content) = opened(&bytes).ok_or_else(|| {
                 Error::file(&path, "expected a finished unit, got a damaged one").hint("run that part again")
             })?;
-            self.put(key, content)?;
-            taken += 1;
+            if self.get(key).as_deref() != Some(content) {
+                self.put(key, content)?;
+            }
+            taken.push(key.to_owned());
         }
         Ok(taken)
     }

@@ -4,7 +4,7 @@
 //! them can be trained by several processes: a part keeps its blocks as units of its own run folder, under the keys that a
 //! whole run would use. A run that has taken the units of all parts therefore ends in the bytes of a run without parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,8 @@ pub(super) struct Training<'a> {
     pub data: &'a StageData,
     /// Digest of the prompts.
     pub data_digest: &'a str,
-    /// Whether units of parts were taken over: then a stage that some of them are of must be complete.
-    pub assembled: bool,
+    /// Keys of the units that were taken from parts: a stage that some of them are of must be complete.
+    pub taken: BTreeSet<String>,
 }
 
 /// A finished part of a stage.
@@ -157,9 +157,7 @@ impl Training<'_> {
             observer.event(Event::Note(note));
             return Ok(set);
         }
-        if self.assembled {
-            step.require_all_or_none(journal)?;
-        }
+        self.require_all_parts(step, journal)?;
         let weights = Weighed { original: &self.base.decoder, current: decoder };
         let mut store = Scoped::new(journal, &step.scope);
         let outcome = run_stage(step.stage, step.layers, weights, self.data, self.recipe.seed, observer, &mut store)?;
@@ -176,9 +174,33 @@ impl Training<'_> {
         journal.put(&step.done(), &bytes)?;
         Ok(outcome.adapters)
     }
+
+    /// Refuses to train what a part should have brought; what this run itself has left unfinished goes on.
+    fn require_all_parts(&self, step: &Step<'_>, journal: &Journal) -> Result<()> {
+        let parted = step.units().is_some_and(|units| units.iter().any(|unit| self.taken.contains(unit)));
+        match step.lacks(journal) {
+            Some(lacking) if parted && !lacking.is_empty() => Err(Error::input(
+                journal.dir().display().to_string(),
+                format!(
+                    "expected the parts to have all blocks of stage {} `{}`, got none of {}",
+                    step.number,
+                    step.stage.kind(),
+                    wording::blocks(&lacking)
+                ),
+            )
+            .hint("name the run folders of all parts: `--assemble PART-1 PART-2 ...`")),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Step<'_> {
+    /// Keys of its units, one a block; absent when the stage trains its blocks together.
+    fn units(&self) -> Option<Vec<String>> {
+        let units = block_units(self.stage, self.layers)?;
+        Some(units.into_iter().map(|unit| format!("{}/{unit}", self.scope)).collect())
+    }
+
     fn done(&self) -> String {
         format!("{}/done", self.scope)
     }
@@ -189,25 +211,9 @@ impl Step<'_> {
 
     /// Blocks whose units the run folder lacks; absent when the stage trains its blocks together.
     fn lacks(&self, journal: &Journal) -> Option<Vec<usize>> {
-        let units = block_units(self.stage, self.layers)?;
-        let lacking = |unit: &String| journal.get(&format!("{}/{unit}", self.scope)).is_none();
-        Some(self.layers.iter().zip(&units).filter(|(_, unit)| lacking(unit)).map(|(layer, _)| *layer).collect())
-    }
-
-    fn require_all_or_none(&self, journal: &Journal) -> Result<()> {
-        match self.lacks(journal) {
-            Some(lacking) if !lacking.is_empty() && lacking.len() < self.layers.len() => Err(Error::input(
-                journal.dir().display().to_string(),
-                format!(
-                    "expected the parts to have all blocks of stage {} `{}`, got none of {}",
-                    self.number,
-                    self.stage.kind(),
-                    wording::blocks(&lacking)
-                ),
-            )
-            .hint("name the run folders of all parts: `--assemble PART-1 PART-2 ...`")),
-            _ => Ok(()),
-        }
+        let units = self.units()?;
+        let lacking = self.layers.iter().zip(&units).filter(|(_, unit)| journal.get(unit).is_none());
+        Some(lacking.map(|(layer, _)| *layer).collect())
     }
 }
 
