@@ -262,6 +262,21 @@ fn a_gate_on_a_metric_that_the_task_lacks_is_refused() {
 }
 
 #[test]
+fn a_long_question_loses_its_beginning() {
+    let (decoder, encoder) = model();
+    let scores = |words: usize| {
+        let data = format!("{{\"q\": \"{}\", \"gold\": 1}}\n", ["the"; 400][..words].join(" "));
+        let task = Files::new(CHOICE, &data).open().unwrap();
+        task.evaluate(&decoder, &encoder).unwrap().responses
+    };
+    // The choice is one token, so the model is fed the question alone: as many tokens as it has positions.
+    let positions = decoder.blueprint().positions();
+    assert!(positions < 400);
+    assert_eq!(scores(400), scores(positions));
+    assert_ne!(scores(positions), scores(positions / 2), "nothing is cut");
+}
+
+#[test]
 fn gsm8k_reads_any_set_of_its_form() {
     let data =
         "{\"question\": \"Ada has 3 apples and buys 4. How many?\", \"answer\": \"3 + 4 = 7\\n#### 7\"}\n".repeat(7);

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::frequencies::Rope;
 
+/// Longest sequence that position tables are built for, whatever the model claims to read.
+const MAX_TABLE: usize = 8192;
+
 /// A linear map of a block that hardening may adapt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Module {
@@ -171,7 +174,7 @@ pub struct Blueprint {
     pub head_dim: usize,
     /// Width of the feed-forward part.
     pub d_ff: usize,
-    /// Longest sequence that position tables are made for.
+    /// Longest sequence that the model claims to read; what the decoder takes is [`Blueprint::positions`].
     pub max_positions: usize,
     /// Whether the unembedding is the embedding.
     pub tied: bool,
@@ -297,6 +300,12 @@ impl Blueprint {
         }
     }
 
+    /// Longest sequence that the decoder takes, tokens: the model's positions, 8192 at most.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.max_positions.min(MAX_TABLE)
+    }
+
     /// How a block attends.
     pub fn attends(&self, layer: usize) -> Attends {
         self.attends.get(layer % self.attends.len().max(1)).copied().unwrap_or(Attends::FULLY)
@@ -317,6 +326,12 @@ mod tests {
 
     fn small(fused: bool) -> Blueprint {
         Blueprint { fused, d_model: 12, n_heads: 4, n_kv_heads: 2, head_dim: 5, d_ff: 7, ..Blueprint::default() }
+    }
+
+    #[test]
+    fn a_sequence_is_as_long_as_the_model_and_the_tables_allow() {
+        let positions = |max_positions| Blueprint { max_positions, ..Blueprint::default() }.positions();
+        assert_eq!((positions(256), positions(131_072)), (256, MAX_TABLE));
     }
 
     #[test]

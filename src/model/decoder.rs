@@ -23,9 +23,6 @@ use super::weight::Weight;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
-/// Longest sequence that position tables are built for, whatever the model claims to read.
-const MAX_TABLE: usize = 8192;
-
 /// A decoder: f32 in memory, or with its matrices left in the checkpoint's files.
 #[derive(Debug, Clone)]
 pub struct Decoder {
@@ -133,7 +130,7 @@ impl Decoder {
         }
         let norm = norm(&blueprint, "model.norm", source)?;
         let head = if blueprint.tied { embedding.clone() } else { source.matrix(table("lm_head.weight"), d)? };
-        let positions = blueprint.max_positions.min(MAX_TABLE);
+        let positions = blueprint.positions();
         let ropes = blueprint.ropes.iter().map(|rope| RopeTable::new(rope, blueprint.head_dim, positions)).collect();
         Ok(Self { device: device.clone(), embedding, blocks, norm, head: Linear::new(head, None), ropes, blueprint })
     }

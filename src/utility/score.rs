@@ -93,6 +93,21 @@ fn chunks<T>(positions: &[u32], targets: &[u32], values: impl Fn(&[u32], &[u32])
     Ok(all)
 }
 
+/// What a model is fed of passages, the flat positions that predict their scored tokens, and these tokens. The last scored
+/// token is not fed: it predicts nothing that is scored, and would cost a position that the model may not have.
+fn fed(rows: &[&Passage]) -> (TokenBatch, Vec<u32>, Vec<u32>) {
+    let contexts: Vec<Vec<u32>> = rows.iter().map(|row| row.context.clone()).collect();
+    let but_last = |row: &&Passage| row.scored.split_last().map_or(vec![], |(_, others)| others.to_vec());
+    let batch = TokenBatch::dialogues(&contexts, &rows.iter().map(but_last).collect::<Vec<_>>(), 0);
+    let (mut positions, mut targets) = (vec![], vec![]);
+    for (i, row) in rows.iter().enumerate() {
+        let first = (i * batch.cols() + batch.pads()[i] + row.context.len()).saturating_sub(1);
+        positions.extend((first..first + row.scored.len()).map(|position| position as u32));
+        targets.extend(&row.scored);
+    }
+    (batch, positions, targets)
+}
+
 /// Sums of the `N` figures of `values(batch, flat positions, targets)` over each passage's scored tokens, in the passages'
 /// order.
 fn per_passage<const N: usize>(
@@ -104,10 +119,8 @@ fn per_passage<const N: usize>(
     let parts: Vec<Vec<[f64; N]>> = order
         .par_chunks(ROWS)
         .map(|rows| {
-            let contexts: Vec<Vec<u32>> = rows.iter().map(|i| passages[*i].context.clone()).collect();
-            let scored: Vec<Vec<u32>> = rows.iter().map(|i| passages[*i].scored.clone()).collect();
-            let batch = TokenBatch::dialogues(&contexts, &scored, 0);
-            let (positions, targets) = batch.answer_targets();
+            let rows: Vec<&Passage> = rows.iter().map(|i| &passages[*i]).collect();
+            let (batch, positions, targets) = fed(&rows);
             let mut sums = vec![[0.0; N]; rows.len()];
             for (position, figures) in positions.iter().zip(values(&batch, &positions, &targets)?) {
                 for (sum, value) in sums[*position as usize / batch.cols()].iter_mut().zip(figures) {
@@ -126,4 +139,18 @@ fn per_passage<const N: usize>(
         sums[index] = sum;
     }
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_scored_token_is_predicted_and_not_fed() {
+        let passage = |context: &[u32], scored: &[u32]| Passage { context: context.into(), scored: scored.into() };
+        let rows = [passage(&[1, 2], &[7, 8]), passage(&[3], &[9])];
+        let (batch, positions, targets) = fed(&rows.each_ref());
+        assert_eq!((batch.ids(), batch.pads()), ([1, 2, 7, 0, 0, 3].as_slice(), [0, 2].as_slice()));
+        assert_eq!((positions, targets), (vec![1, 2, 5], vec![7, 8, 9]));
+    }
 }

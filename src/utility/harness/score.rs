@@ -41,7 +41,7 @@ pub(super) fn evaluate(
     decoder: &Decoder,
     encoder: &PromptEncoder,
 ) -> Result<Evaluated> {
-    let reader = Reader { file, encoder, chat, positions: decoder.blueprint().max_positions };
+    let reader = Reader { file, encoder, chat, positions: decoder.blueprint().positions() };
     match &file.scoring {
         Scoring::Choice { metrics, .. } => reader.choose(items, metrics, decoder),
         Scoring::Generation { .. } => reader.generate(items, decoder),
@@ -157,6 +157,7 @@ impl Reader<'_> {
             );
             return Err(Error::file(&self.file.path, problem));
         }
+        // One token more than the positions, as in the harness: the last one is scored and not fed.
         let excess = (context.len() + scored.len()).saturating_sub(self.positions + 1);
         context.drain(..excess.min(context.len() - 1));
         Ok(Passage { context, scored })
