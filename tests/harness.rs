@@ -277,6 +277,21 @@ fn a_long_question_loses_its_beginning() {
 }
 
 #[test]
+fn questions_that_are_not_asked_are_not_rendered() {
+    let files = Files::new(CHOICE, "{\"gold\": 1}\n{\"q\": \"x\", \"gold\": 1}\n");
+    let path = files.0.path().join("task.yaml");
+    assert!(open(&path, &TaskSpec { items: Some(1), ..imported() }).is_ok(), "the first has no text");
+    assert!(open(&path, &imported()).is_err());
+}
+
+#[test]
+fn solved_examples_in_the_chat_template_are_refused() {
+    let task = repository("tests/interop/harness/capitals.yaml");
+    let error = open(&task, &TaskSpec { chat: true, ..imported() }).unwrap_err();
+    assert!(error.to_string().contains("`chat` with solved examples") && error.exit_code() == 2, "{error}");
+}
+
+#[test]
 fn gsm8k_reads_any_set_of_its_form() {
     let data =
         "{\"question\": \"Ada has 3 apples and buys 4. How many?\", \"answer\": \"3 + 4 = 7\\n#### 7\"}\n".repeat(7);

@@ -119,6 +119,17 @@ pub enum ChoiceMetric {
     AccBytes,
 }
 
+impl Shots {
+    /// Whether a question has solved examples before it.
+    fn any(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Of(count, _) => *count > 0,
+            Self::Listed(rows) => !rows.is_empty(),
+        }
+    }
+}
+
 impl ChoiceMetric {
     /// Every metric with its name in task files.
     pub const ALL: [(&'static str, Self); 3] =
@@ -168,13 +179,13 @@ pub struct HarnessTask {
 }
 
 impl HarnessTask {
-    /// Reads the data of a task file and renders every question.
+    /// Reads the data of a task file and renders every question that is asked.
     ///
-    /// `spec` may name another data set, the number of questions (spread evenly), and what is gated.
+    /// `spec` may name another data set, the number of questions (spread evenly over the data), and what is gated.
     ///
     /// # Errors
     /// [`Error::Io`] for data that cannot be read; [`Error::Input`] naming file, line and key of a question that cannot be
-    /// rendered; [`Error::Usage`] where the gated metric is none of the task's.
+    /// rendered; [`Error::Usage`] where the gated metric is none of the task's, and for solved examples in the chat template.
     pub fn open(file: TaskFile, spec: &TaskSpec) -> Result<Self> {
         let names = file.scoring.metrics();
         if let Some(metric) = spec.metric.as_ref().filter(|metric| !names.iter().any(|(name, _)| name == *metric)) {
@@ -182,12 +193,17 @@ impl HarnessTask {
             let problem = format!("`{}` has no metric `{metric}`", file.path.display());
             return Err(Error::usage(problem).hint(format!("it has {}", listed.join(", "))));
         }
-        let documents = Documents::read(spec.data.as_deref().unwrap_or(&file.documents))?;
+        if spec.chat && file.shots.any() {
+            let problem = format!("`{}`: `chat` with solved examples is not supported", file.path.display());
+            return Err(Error::usage(problem).hint("leave `chat` out, or the solved examples (`num_fewshot: 0`)"));
+        }
+        let mut documents = Documents::read(spec.data.as_deref().unwrap_or(&file.documents))?;
+        documents.rows = spread(documents.rows, spec.items);
         let shots = match &file.shots {
             Shots::Of(_, path) => Some(Documents::read(path)?),
             _ => None,
         };
-        let items = spread(item::items(&file, &documents, shots.as_ref())?, spec.items);
+        let items = item::items(&file, &documents, shots.as_ref())?;
         let parts = [Some(file.digest), Some(documents.digest), shots.map(|shots| shots.digest)];
         let parts: Vec<String> = parts.into_iter().flatten().map(|digest| digest.to_string()).collect();
         Ok(Self {
