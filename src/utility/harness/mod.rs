@@ -5,6 +5,7 @@
 //! `tests/interop/harness.py`), so that a figure here means what it means there. Reading the YAML is the recipe's business;
 //! what a file asks for and this module does not do is refused there and never skipped. No network and no Python.
 
+mod dialect;
 mod documents;
 pub mod filter;
 mod item;

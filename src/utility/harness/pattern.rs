@@ -1,10 +1,12 @@
 //! Regular expressions as Python's `re` reads them, on an engine of our own language.
 //!
 //! Task files are written for Python. Where the two dialects read the same text differently, the pattern is rewritten: `$`
-//! also matches before a final line end, `\Z` does not, and a bracket or a doubled `&` or `~` in a class is itself. What the
-//! engine lacks is an error, never another match. Backtracking is bounded by the engine, so a hostile pattern ends.
+//! also matches before a final line end, `\Z` does not, and escaped punctuation is itself. What Python refuses or the engine
+//! lacks is an error, never another match. Backtracking is bounded by the engine, so a hostile pattern ends.
 
 use fancy_regex::{Captures, Regex};
+
+use super::dialect::translated;
 
 /// A compiled pattern.
 #[derive(Debug, Clone)]
@@ -17,9 +19,9 @@ impl Pattern {
     /// Compiles Python's notation; the error says what is wrong.
     ///
     /// # Errors
-    /// The engine's message, for a pattern that it cannot read.
+    /// What cannot be read, in words.
     pub fn new(text: &str) -> Result<Self, String> {
-        let regex = Regex::new(&translated(text)).map_err(|error| error.to_string())?;
+        let regex = Regex::new(&translated(text)?).map_err(|error| error.to_string())?;
         Ok(Self { regex, text: text.to_owned() })
     }
 
@@ -67,47 +69,6 @@ fn chosen(found: &Captures<'_>) -> Option<String> {
         2 => Some(group(1).to_owned()),
         groups => (1..groups).map(group).find(|text| !text.is_empty()).map(str::to_owned),
     }
-}
-
-/// The pattern in the engine's dialect.
-fn translated(text: &str) -> String {
-    let multiline = text.starts_with("(?") && text.split(')').next().is_some_and(|flags| flags.contains('m'));
-    let mut result = String::new();
-    // Inside a class: how many characters of it have been seen.
-    let mut class: Option<usize> = None;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c == '\\' {
-            match (chars.next(), class) {
-                (Some('Z'), None) => result += r"\z",
-                (next, _) => result.extend(['\\'].into_iter().chain(next)),
-            }
-            class = class.map(|seen| seen + 1);
-            continue;
-        }
-        match (c, class) {
-            ('[', None) => {
-                result.push('[');
-                if chars.next_if_eq(&'^').is_some() {
-                    result.push('^');
-                }
-                class = Some(0);
-                continue;
-            }
-            // The first bracket of a class is one of its characters.
-            (']', Some(0)) => result += r"\]",
-            (']', Some(_)) => {
-                result.push(']');
-                class = None;
-                continue;
-            }
-            ('[' | '&' | '~', Some(_)) => result.extend(['\\', c]),
-            ('$', None) if !multiline => result += r"(?=\n?\z)",
-            _ => result.push(c),
-        }
-        class = class.map(|seen| seen + 1);
-    }
-    result
 }
 
 #[cfg(test)]
