@@ -258,6 +258,25 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
 }
 
 #[test]
+fn a_task_that_the_model_cannot_do_is_refused_before_anything_is_trained() {
+    let files = tempfile::tempdir().unwrap();
+    let (task, data) = (files.path().join("task.yaml"), files.path().join("data.jsonl"));
+    let text = "task: t\ndataset_path: json\ndataset_kwargs: {data_files: {test: data.jsonl}}\ntest_split: test\n\
+                doc_to_text: q\ndoc_to_target: a\ngeneration_kwargs: {max_gen_toks: 60000}\n";
+    fs::write(&task, text).unwrap();
+    fs::write(data, "{\"q\": \"what is\", \"a\": \"7\"}\n").unwrap();
+    for extra in [&["--dry-run"][..], &[]] {
+        let asked = |world: &World| {
+            let recipe = fs::read_to_string(world.recipe()).unwrap();
+            let utility = format!("utility: [{{task: imported, file: {}}}]\n", task.display());
+            fs::write(world.recipe(), recipe + &utility).unwrap();
+            extra.iter().map(|argument| (*argument).to_owned()).collect()
+        };
+        refused(asked, 3, &["task.yaml", "max_gen_toks: expected less than the model's", "got 60000"]);
+    }
+}
+
+#[test]
 fn registries_and_completions_are_printed() {
     for (what, name) in [
         ("families", "llama"),

@@ -277,6 +277,53 @@ fn a_long_question_loses_its_beginning() {
 }
 
 #[test]
+fn what_no_model_of_that_size_can_do_is_told_beforehand() {
+    let encoder = PromptEncoder::open(&repository("fixtures/tiny-chat")).unwrap();
+    let checked = |task: &str, data: &str, positions| {
+        let files = Files::new(task, &format!("{data}\n"));
+        files.open().unwrap().check(&encoder, positions)
+    };
+    let asked = r#"{"q": "what", "gold": "1"}"#;
+    let long = CHOICE.replace("[a, b]", "[the the the the the, b]");
+    let slow =
+        format!("{GENERATION}metric_list: [{{metric: exact_match, regexes_to_ignore: ['(a|b|ab)*(?=c)\\1d']}}]\n");
+    let unread = format!(r#"{{"q": "what", "gold": "{}c"}}"#, "ab".repeat(40));
+    let cases = [
+        (GENERATION, asked, 256, "max_gen_toks: expected less than the model's 256 positions, got 256"),
+        (&long, r#"{"q": "what", "gold": 0}"#, 4, "up to 4 tokens of a choice after it"),
+        (&slow, &unread, 300, "pattern `(a|b|ab)*"),
+    ];
+    for (task, data, positions, problem) in cases {
+        let error = checked(task, data, positions).unwrap_err();
+        assert!(error.to_string().contains(problem) && error.exit_code() == 3, "{error}");
+    }
+    checked(GENERATION, asked, 257).unwrap();
+    checked(&slow, asked, 300).unwrap();
+    checked(&long, r#"{"q": "what", "gold": 0}"#, 5).unwrap();
+}
+
+#[test]
+fn a_question_without_a_token_is_told_beforehand() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tokenizer_config.json", "chat_template.jinja"] {
+        fs::copy(repository("fixtures/tiny-chat").join(file), folder.path().join(file)).unwrap();
+    }
+    let text = fs::read_to_string(repository("fixtures/tiny-chat/tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_str(&text).unwrap();
+    // Without it no BOS comes before a text.
+    tokenizer["post_processor"] = Value::Null;
+    fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let encoder = PromptEncoder::open(folder.path()).unwrap();
+    let checked = |question: &str| {
+        let files = Files::new(GENERATION, &format!("{{\"q\": \"{question}\", \"gold\": \"1\"}}\n"));
+        files.open().unwrap().check(&encoder, 300)
+    };
+    checked("what").unwrap();
+    let error = checked("").unwrap_err();
+    assert!(error.to_string().contains("doc_to_text: expected a question, got an empty text"), "{error}");
+}
+
+#[test]
 fn questions_that_are_not_asked_are_not_rendered() {
     let files = Files::new(CHOICE, "{\"gold\": 1}\n{\"q\": \"x\", \"gold\": 1}\n");
     let path = files.0.path().join("task.yaml");

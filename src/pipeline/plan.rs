@@ -14,6 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::data::{Kind, PromptSet, Split};
 use crate::event::Observer;
 use crate::model::families;
+use crate::model::prompt::PromptEncoder;
 use crate::recipe::Recipe;
 use crate::report::wording::{blocks, ranges};
 
@@ -45,7 +46,7 @@ pub struct Plan {
     pub disk_bytes: u64,
 }
 
-/// Plans a run of `recipe`; nothing but headers, prompts and task files is read.
+/// Plans a run of `recipe`; nothing but headers, prompts, task files and, for these, the tokenizer is read.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
@@ -58,6 +59,10 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
     let tasks = imported(&recipe.utility)?;
+    if !tasks.is_empty() {
+        let encoder = PromptEncoder::open(&located.dir)?;
+        tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
+    }
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
     let (residency, memory_bytes) = machine.residency(&blueprint, Demand::of_hardening(recipe, &machine.device));

@@ -95,10 +95,12 @@ impl<'a> Trial<'a> {
     /// The prompts as `model` reads them.
     ///
     /// # Errors
-    /// As [`Bench::new`] and [`imported`].
+    /// As [`Bench::new`], [`imported`] and [`HarnessTask::check`].
     pub fn bench(&self, model: &Model) -> Result<Bench> {
         // Read first: nobody should learn after hours of work that a task file is unusable.
         let tasks = imported(self.utility)?;
+        let positions = model.decoder.blueprint().positions();
+        tasks.iter().try_for_each(|task| task.check(&model.encoder, positions))?;
         let mut bench = Bench::new(self.suite, self.thresholds, self.data, self.system, self.seed, model)?;
         bench.tasks = tasks;
         Ok(bench)

@@ -233,10 +233,19 @@ impl HarnessTask {
         &self.digest
     }
 
+    /// Refuses a task that models with that tokenizer and so many positions could not do, before hours of work.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a question or choice that is empty or does not fit, for an answer longer than the positions, and for
+    /// a right answer that a pattern takes too long to read.
+    pub fn check(&self, encoder: &PromptEncoder, positions: usize) -> Result<()> {
+        score::check(&self.file, &self.items, self.chat, encoder, positions)
+    }
+
     /// What one model answers, question by question.
     ///
     /// # Errors
-    /// [`Error::Input`] for a question that does not fit the model, and as [`Decoder::run`].
+    /// Those of [`HarnessTask::check`] and [`Decoder::run`].
     pub fn evaluate(&self, decoder: &Decoder, encoder: &PromptEncoder) -> Result<Evaluated> {
         score::evaluate(&self.file, &self.items, self.chat, decoder, encoder)
     }

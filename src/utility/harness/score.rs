@@ -48,6 +48,28 @@ pub(super) fn evaluate(
     }
 }
 
+/// Refuses what no model of that tokenizer and size could be asked.
+pub(super) fn check(
+    file: &TaskFile,
+    items: &[Item],
+    chat: bool,
+    encoder: &PromptEncoder,
+    positions: usize,
+) -> Result<()> {
+    let reader = Reader { file, encoder, chat, positions };
+    match &file.scoring {
+        Scoring::Choice { .. } => reader.passages(items).map(|_| ()),
+        Scoring::Generation { max_new_tokens, exact, .. } => {
+            reader.prompts(items, *max_new_tokens)?;
+            let rights = items.iter().filter_map(|item| match &item.right {
+                Right::Text(right) => Some(right),
+                Right::Choice { .. } => None,
+            });
+            rights.into_iter().try_for_each(|right| exact.plain(right).map(|_| ()))
+        }
+    }
+}
+
 struct Reader<'a> {
     file: &'a TaskFile,
     encoder: &'a PromptEncoder,
@@ -56,7 +78,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn choose(&self, items: &[Item], metrics: &[ChoiceMetric], decoder: &Decoder) -> Result<Evaluated> {
+    /// A passage per choice of every question.
+    fn passages(&self, items: &[Item]) -> Result<Vec<Passage>> {
         let mut passages = vec![];
         for (item, choices, _) in items.iter().filter_map(of_choice) {
             let context = self.context(item)?;
@@ -65,7 +88,11 @@ impl Reader<'_> {
                 passages.push(self.passage(&context, &format!("{delimiter}{choice}"))?);
             }
         }
-        let mut scored = likelihoods(decoder, &passages)?.into_iter();
+        Ok(passages)
+    }
+
+    fn choose(&self, items: &[Item], metrics: &[ChoiceMetric], decoder: &Decoder) -> Result<Evaluated> {
+        let mut scored = likelihoods(decoder, &self.passages(items)?)?.into_iter();
         let (mut responses, mut outcomes) = (vec![], vec![vec![]; metrics.len()]);
         for (_, choices, gold) in items.iter().filter_map(of_choice) {
             let scores: Vec<Likelihood> = scored.by_ref().take(choices.len()).collect();
@@ -77,18 +104,23 @@ impl Reader<'_> {
         Ok(Evaluated { responses, outcomes })
     }
 
-    fn generate(&self, items: &[Item], decoder: &Decoder) -> Result<Evaluated> {
-        let Scoring::Generation { until, max_new_tokens, filters, exact } = &self.file.scoring else {
-            return Ok(Evaluated { responses: vec![], outcomes: vec![] });
-        };
-        let room = self.positions.checked_sub(*max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
+    /// Every question, with room for an answer.
+    fn prompts(&self, items: &[Item], max_new_tokens: usize) -> Result<Vec<Vec<u32>>> {
+        let room = self.positions.checked_sub(max_new_tokens).filter(|room| *room > 0).ok_or_else(|| {
             let problem = format!(
                 "generation_kwargs.max_gen_toks: expected less than the model's {} positions, got {max_new_tokens}",
                 self.positions
             );
             Error::file(&self.file.path, problem)
         })?;
-        let prompts = items.iter().map(|item| self.prompt(item, room)).collect::<Result<Vec<_>>>()?;
+        items.iter().map(|item| self.prompt(item, room)).collect()
+    }
+
+    fn generate(&self, items: &[Item], decoder: &Decoder) -> Result<Evaluated> {
+        let Scoring::Generation { until, max_new_tokens, filters, exact } = &self.file.scoring else {
+            return Ok(Evaluated { responses: vec![], outcomes: vec![] });
+        };
+        let prompts = self.prompts(items, *max_new_tokens)?;
         let options = Greedy { max_new_tokens: *max_new_tokens, stop: self.encoder.stop_ids(), pad: 0, batch: BATCH };
         let ended = |ids: &[u32]| {
             let text = self.encoder.tokenizer().decode(ids, false)?;
@@ -100,7 +132,7 @@ impl Reader<'_> {
             let answer = cut(self.encoder.decode(&ids)?, until);
             if let Right::Text(right) = &item.right {
                 for (filter, outcomes) in filters.iter().zip(&mut outcomes) {
-                    outcomes.push(exact.holds(&filter.apply(&answer)?, right)?);
+                    outcomes.push(exact.holds(&filter.apply(&answer), right));
                 }
             }
             responses.push(Response::Text(answer));
