@@ -4,7 +4,7 @@
 
 use quick_junit::{NonSuccessKind, Report as Document, TestCase, TestCaseStatus, TestSuite};
 
-use super::schema::{AttackRow, Finding, Report, Severity, SkippedRow, UtilityRow, Verdict};
+use super::schema::{AttackRow, Report, Severity, SkippedRow, UtilityRow, Verdict};
 use super::wording::{blocks, percent};
 use crate::{Error, Result};
 
@@ -41,12 +41,16 @@ fn case(name: &str, problem: &Option<(String, String)>) -> TestCase {
 }
 
 fn verdict_problem(report: &Report) -> Option<(String, String)> {
-    let against = |finding: &&Finding| finding.severity == Severity::Error;
-    let told: Vec<&str> = report.findings.iter().filter(against).map(|finding| finding.message.as_str()).collect();
-    match report.verdict {
-        Verdict::Pass => None,
-        verdict => Some((verdict.word().to_owned(), told.join("; "))),
+    if report.verdict == Verdict::Pass {
+        return None;
     }
+    let of = |severity: Severity| -> Vec<&str> {
+        let such = report.findings.iter().filter(|finding| finding.severity == severity);
+        such.map(|finding| finding.message.as_str()).collect()
+    };
+    // What leaves a verdict open is a warning.
+    let told = Some(of(Severity::Error)).filter(|errors| !errors.is_empty()).unwrap_or_else(|| of(Severity::Warning));
+    Some((report.verdict.word().to_owned(), told.join("; ")))
 }
 
 fn attack(row: &AttackRow) -> TestCase {
@@ -95,6 +99,7 @@ fn task(row: &UtilityRow) -> TestCase {
 mod tests {
     use super::*;
     use crate::report::sample;
+    use crate::report::schema::Finding;
 
     #[test]
     fn a_failed_report_has_a_failed_case_and_well_formed_xml() {
@@ -107,5 +112,19 @@ mod tests {
         assert_eq!(text.matches("<testcase ").count(), cases);
         report.verdict = Verdict::Pass;
         assert!(!render(&report).unwrap().contains("type=\"fail\""));
+    }
+
+    #[test]
+    fn an_open_verdict_says_why() {
+        let mut report = sample::report();
+        report.verdict = Verdict::Inconclusive;
+        let code = "asr-undecided".to_owned();
+        let gated = Finding { code, severity: Severity::Info, message: String::new(), observed: None, bound: None };
+        let finding = |severity, message: &str| Finding { severity, message: message.into(), ..gated.clone() };
+        report.findings = vec![finding(Severity::Warning, "too few prompts"), finding(Severity::Info, "by the way")];
+        let reason = |report: &Report| verdict_problem(report).unwrap();
+        assert_eq!(reason(&report), ("inconclusive".to_owned(), "too few prompts".to_owned()));
+        report.findings.push(finding(Severity::Error, "above the bound"));
+        assert_eq!(reason(&report).1, "above the bound", "errors come first");
     }
 }
