@@ -14,7 +14,7 @@ use std::ops::Add;
 use serde::Serialize;
 
 use super::bench::Side;
-use super::cell::{Cell, place, steps};
+use super::cell::{Cell, settings_on, steps};
 use super::suite::{Grid, is_control};
 use crate::attack::spec::{Allowance, AttackKind, Knowledge, Method};
 use crate::recipe::Suite;
@@ -77,7 +77,7 @@ impl Terms {
     }
 
     /// What `cell` takes; fits that are in `known` are there already, and its own are added.
-    fn cost(&self, cell: &Cell, with_base: bool, known: &mut BTreeSet<(String, bool)>) -> Cost {
+    fn cost(&self, cell: &Cell, with_base: bool, known: &mut BTreeSet<String>) -> Cost {
         let spec = &cell.spec;
         let of = cell.control_of.as_deref().unwrap_or(cell);
         if !with_base && of.spec.kind == AttackKind::DeltaStrip {
@@ -87,13 +87,10 @@ impl Terms {
         let fixed = control || spec.kind.method() == Method::Given;
         let adaptive = (!fixed && spec.knowledge.contains(&Knowledge::Adaptive)) || (fixed && !with_base);
         let frozen = with_base && (fixed || spec.knowledge.contains(&Knowledge::Frozen));
-        let mut fit = |side: Side, searched: bool| {
-            let new = known.insert((place(of, side), searched));
-            if new { gradients(of, searched, with_base) } else { 0 }
-        };
-        let base = if with_base { fit(Side::Base, false) } else { 0 };
-        // A control takes the size of an edit that was not searched for.
-        let hardened = if adaptive { fit(Side::Hardened, !control && spec.search.is_some()) } else { 0 };
+        // A control takes the size of its attack's edit, so that is what is fitted.
+        let mut fit = |side: Side| if known.insert(fit_of(of, side)) { gradients(of, side, with_base) } else { 0 };
+        let base = if with_base { fit(Side::Base) } else { 0 };
+        let hardened = if adaptive { fit(Side::Hardened) } else { 0 };
         let scored = u64::from(with_base) + u64::from(frozen) + u64::from(adaptive);
         Cost {
             gradient_evaluations: base.saturating_add(hardened),
@@ -102,16 +99,22 @@ impl Terms {
     }
 }
 
+/// What tells a fit from others: all that its unit is kept by and the suite says, so that what is not shared is not free.
+fn fit_of(cell: &Cell, side: Side) -> String {
+    let what = (settings_on(&cell.spec, side), &cell.layers, cell.seed, side.word());
+    serde_json::to_string(&what).expect("plain data with string keys: cannot fail")
+}
+
 /// Sequences forward and backward of one fit.
-fn gradients(cell: &Cell, searched: bool, with_base: bool) -> u64 {
-    let spec = &cell.spec;
-    let once = (steps(spec) as u64).saturating_mul(spec.batch as u64);
+fn gradients(cell: &Cell, side: Side, with_base: bool) -> u64 {
+    let spec = settings_on(&cell.spec, side);
+    let once = (steps(&spec) as u64).saturating_mul(spec.batch as u64);
     let fits = match (spec.kind.method(), &spec.search) {
-        (Method::Learned(_), Some(search)) if searched => {
+        (Method::Learned(_), Some(search)) => {
             let starts = if search.start_from_base && with_base { 2 } else { 1 };
             search.learning_rates.len() * starts * search.openings.len().max(1) * search.seeds
         }
-        (Method::Learned(_), _) => 1,
+        (Method::Learned(_), None) => 1,
         // One on the source model for every block.
         (Method::Mapped, _) if spec.form().is_some() => cell.layers.len(),
         _ if spec.kind == AttackKind::Lora => 1,
@@ -215,6 +218,28 @@ mod tests {
         assert_eq!(cost(true), [learned, learned, searched, (0, 3 * 40 + 2 * 40), (0, 80)]);
         let alone = (50, 40 + 40);
         assert_eq!(cost(false), [alone, alone, (2 * 3 * 50, 40), (0, 80), (0, 40)]);
+    }
+
+    #[test]
+    fn only_a_fit_of_the_very_same_settings_is_free() {
+        const ROW: &str = "kind: noreft, steps: 10, batch: 5, layers: [0]";
+        const NARROW: &str = ", search: {learning_rates: [0.1], start_from_base: false, seeds: 1}";
+        const WIDE: &str = ", search: {learning_rates: [0.1, 0.2], start_from_base: false, seeds: 1}";
+        let gradients = |rows: &[&str], with_base: bool| -> Vec<u64> {
+            let rows: Vec<String> = rows.iter().map(|more| format!("{{{ROW}{more}}}")).collect();
+            let suite = Suite::parse(&format!("attacks: [{}]", rows.join(", ")), "suite.yaml".as_ref()).unwrap();
+            let grid = Grid::new(&suite, 2).unwrap();
+            grid.bills(with_base).iter().map(|bill| bill.cost.gradient_evaluations).collect()
+        };
+        assert_eq!(gradients(&["", ""], true), [100, 0]);
+        assert_eq!(gradients(&["", ", positions: last"], true), [100, 100]);
+        assert_eq!(gradients(&[NARROW, WIDE, NARROW], true), [100, 100, 0], "the base is not searched");
+        assert_eq!(gradients(&[NARROW, WIDE, NARROW], false), [50, 100, 0]);
+        // Its control has to be fitted where the row itself is not measured: with the row's search, as the hardened model is.
+        let frozen = format!(
+            ", joint: true, knowledge: [frozen]{WIDE}}}, {{kind: random, layers: [1], pairs: 1, steps: 1, batch: 1"
+        );
+        assert_eq!(gradients(&[&frozen], false), [100, 1]);
     }
 
     #[test]

@@ -94,8 +94,8 @@ impl Range<'_, '_> {
             None if cell.spec.kind.method() == Method::Given => return self.imported(cell, subject),
             _ => {}
         }
-        let searched = cell.spec.search.as_ref().filter(|_| side == Side::Hardened);
-        let spec = settings(&cell.spec, searched);
+        let spec = settings_on(&cell.spec, side);
+        let searched = spec.search.as_ref();
         let weights = reweighting(cell, side);
         let what =
             (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
@@ -502,6 +502,11 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
 fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
     let defaults = crate::attack::spec::Layers::default();
     AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, budget: None, search: search.cloned(), ..spec.clone() }
+}
+
+/// What a fit on that side depends on: only the hardened model is searched.
+pub(super) fn settings_on(spec: &AttackSpec, side: Side) -> AttackSpec {
+    settings(spec, spec.search.as_ref().filter(|_| side == Side::Hardened))
 }
 
 pub(super) fn learned(cell: &Cell, form: Form, learning_rate: f64) -> Fit {
