@@ -314,4 +314,8 @@ fn rates_are_corrected_only_with_a_judge_that_tells_something() {
     assert!(problems(&recipe("{k: 3, n: 230, z: 1}", "raw"))[0].contains("suite.calibration: "));
     let without = format!("{SMALL}thresholds: {{rates: corrected}}\n");
     assert!(problems(&without)[0].contains("thresholds.rates: asks for corrected rates"));
+    let early =
+        |rates: &str| recipe("{k: 209, n: 230}", rates).replace("suite:\n", "suite:\n  early_stop: {looks: 2}\n");
+    assert!(parse(&early("raw")).is_ok());
+    assert!(problems(&early("corrected"))[0].contains("thresholds.rates: expected no `suite.early_stop`"));
 }

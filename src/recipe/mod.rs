@@ -149,7 +149,7 @@ pub struct Suite {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(default)]
     pub calibration: Option<Calibration>,
-    /// When a cell may stop before all prompts; absent: never.
+    /// When a cell may stop before all prompts; absent: never. Not together with `thresholds.rates: corrected`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStop>,
     /// The most that all cells together may cost; rows that do not fit are skipped in the order of the suite, said to be, and
@@ -161,7 +161,8 @@ pub struct Suite {
     pub attacks: Vec<AttackSpec>,
 }
 
-/// A cell stops once its interval lies on one side of each of these rates, corrected for looking more than once.
+/// A cell stops once its interval lies on one side of each of these rates, corrected for looking more than once. The rates are those
+/// that the judge sees, so a recipe whose bounds are for rates corrected for the judge can't stop early.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EarlyStop {

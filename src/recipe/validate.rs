@@ -382,6 +382,11 @@ fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) 
     if !thresholds.rates.is_raw() && suite.calibration.is_none() {
         problems.add("thresholds.rates", "asks for corrected rates, but the suite has no `calibration` of the judge");
     }
+    if !thresholds.rates.is_raw() && suite.early_stop.is_some() {
+        let problem =
+            "expected no `suite.early_stop`, which holds raw rates against the bounds, beside corrected rates";
+        problems.add("thresholds.rates", problem);
+    }
     let nothing = |what: &str| format!("bounds {what}, but `suite.attacks` has none");
     if thresholds.frozen_asr.gates() && !has(Knowledge::Frozen) {
         problems.add("thresholds.frozen_asr", nothing("attacks of knowledge `frozen`"));
