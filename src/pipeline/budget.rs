@@ -130,9 +130,9 @@ pub struct Bill<'a> {
     pub cell: &'a Cell,
     /// Number of the group.
     pub group: usize,
-    /// All its cells.
+    /// All its cells, after those that are paid for before it; where the row's own budget is too small: by itself.
     pub cost: Cost,
-    /// Whether it fits into the suite's budget after those before it, and its cells into their row's.
+    /// Whether it fits into the suite's budget after those before it, and each of its cells by itself into its row's.
     pub paid: bool,
 }
 
@@ -144,10 +144,11 @@ pub fn bills<'a>(terms: &Terms, cells: &[(usize, &'a Cell)], with_base: bool) ->
     ordered.sort_by_key(|(group, _)| *group);
     let (mut known, mut spent, mut bills) = (BTreeSet::new(), Cost::default(), vec![]);
     for group in ordered.chunk_by(|a, b| a.0 == b.0) {
-        let mut learnt = known.clone();
-        let costs: Vec<Cost> = group.iter().map(|(_, cell)| terms.cost(cell, with_base, &mut learnt)).collect();
-        let cost = costs.iter().copied().sum();
-        let each = group.iter().zip(&costs).all(|((_, cell), cost)| cell.spec.budget.is_none_or(|b| cost.within(&b)));
+        // A row's own budget is for the row chosen alone, too: no fit of another one counts as done.
+        let alone = |cell: &Cell| terms.cost(cell, with_base, &mut BTreeSet::new());
+        let each = group.iter().all(|(_, cell)| cell.spec.budget.is_none_or(|budget| alone(cell).within(&budget)));
+        let mut learnt = if each { known.clone() } else { BTreeSet::new() };
+        let cost = group.iter().map(|(_, cell)| terms.cost(cell, with_base, &mut learnt)).sum();
         let paid = each && terms.budget.is_none_or(|budget| (spent + cost).within(&budget));
         if paid {
             (known, spent) = (learnt, spent + cost);
@@ -287,5 +288,23 @@ mod tests {
         let grid = Grid::new(&Suite::parse(suite, "suite.yaml".as_ref()).unwrap(), 2).unwrap();
         let part = grid.select(&Selection::default(), true);
         assert_eq!((part.skipped.len(), part.attacks.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_row_is_skipped_for_its_own_budget_wherever_it_stands() {
+        const ROW: &str = "kind: noreft, steps: 10, batch: 5, layers: [0]";
+        let select = |budget: u64, names: &[&str]| {
+            let searched = "search: {learning_rates: [0.1], start_from_base: false, seeds: 1}";
+            let rows = format!("[{{{ROW}}}, {{{ROW}, {searched}, budget: {{gradient_evaluations: {budget}}}}}]");
+            let suite = Suite::parse(&format!("attacks: {rows}"), "suite.yaml".as_ref()).unwrap();
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            let grid = Grid::new(&suite, 2).unwrap().select(&Selection { names, ..Selection::default() }, true);
+            grid.skipped.iter().map(|(_, cost)| cost.gradient_evaluations).collect::<Vec<_>>()
+        };
+        // 50 on either side; the row before it has the one on the base, which its own command has to repeat.
+        for names in [&[][..], &["noreft r2 p80 s10 b5 search"]] {
+            assert_eq!(select(99, names), [100], "{names:?}");
+            assert!(select(100, names).is_empty(), "{names:?}");
+        }
     }
 }
