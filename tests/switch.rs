@@ -55,9 +55,14 @@ fn nothing_that_undoes_hardening_is_made_or_put_beside_it() {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let run = |base: &str, to: &str, out: &str| {
         let mut command = Command::cargo_bin("immunise").unwrap();
-        let arguments = ["detect", "switch", &path(base), "--to", &path(to), "--layer", "2", "--out", &path(out)];
-        let output =
-            command.args(arguments).args(["--data", &path("prompts.jsonl"), "--prompts", "8"]).output().unwrap();
+        // The file alone, too: one in the working folder.
+        let arguments = ["detect", "switch", &path(base), "--to", &path(to), "--layer", "2", "--out", out];
+        let output = command
+            .current_dir(dir.path())
+            .args(arguments)
+            .args(["--data", &path("prompts.jsonl"), "--prompts", "8"])
+            .output()
+            .unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status.code().unwrap(), String::from_utf8(text).unwrap())
     };
@@ -66,6 +71,14 @@ fn nothing_that_undoes_hardening_is_made_or_put_beside_it() {
     assert!(text.contains("base with the switch") && text.contains("base with a random map"), "{text}");
     let switch = Switch::read(&dir.path().join("switch.safetensors")).unwrap();
     assert_eq!((switch.about.layer, switch.about.site.as_str()), (2, "blocks.2.hook_resid_pre"));
+
+    // Before the models are opened, and nothing is left of it.
+    for (out, problem) in [("none/switch.safetensors", "a folder to write into, got none"), ("base", "a file to write")]
+    {
+        let (code, text) = run("nowhere", "nowhere", out);
+        assert_eq!(code, 3, "{text}");
+        assert!(text.contains(problem) && !dir.path().join("none").exists(), "{text}");
+    }
 
     // The tuned model turns out to be a published, hardened one.
     fs::create_dir(dir.path().join("tuned/immunisation")).unwrap();

@@ -1,8 +1,7 @@
 //! `immunise detect`: a detector of hazardous requests and a safety switch for whoever hosts a model; part of no verdict.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -16,6 +15,7 @@ use crate::pipeline::device::Demand;
 use crate::pipeline::{Model, locate, prompt_set, switch};
 use crate::report::Measured;
 use crate::report::wording::percent;
+use crate::sign::write_atomically;
 use crate::{Error, Result};
 
 /// Fit or measure a detector of hazardous requests, for whoever hosts a model.
@@ -127,6 +127,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
 }
 
 fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
+    has_a_place(&args.out)?;
     switch::keep_apart(&args.out)?;
     let (base, prompts, system) = open(&args.source, screen)?;
     let machine = args.source.compute.machine()?;
@@ -139,7 +140,7 @@ fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
         seed: args.seed,
     };
     let fitted = switch::fit(&base, &tuned, &prompt_set(&prompts)?, system.as_deref(), settings)?;
-    fs::write(&args.out, fitted.switch.to_bytes()?).map_err(|error| Error::io(&args.out, error))?;
+    write_atomically(&args.out, &fitted.switch.to_bytes()?)?;
     if screen.json() {
         screen.value(&json!({"switch": fitted.switch.about, "behaves": fitted.behaves}));
         return Ok(0);
@@ -161,6 +162,22 @@ fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
     Ok(0)
 }
 
+/// Refuses a file that could not be written, before anything is fitted.
+fn has_a_place(out: &Path) -> Result<()> {
+    let folder = match out.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+        None => return Err(Error::file(out, "expected a file to write, got a root folder")),
+    };
+    if out.is_dir() {
+        return Err(Error::file(out, "expected a file to write, got a folder"));
+    }
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "expected a folder to write into, got none"));
+    }
+    Ok(())
+}
+
 /// The model, the name of its prompts and its system prompt.
 fn open(source: &Source, screen: &Screen) -> Result<(Model, String, Option<String>)> {
     let machine = source.compute.machine()?;
@@ -175,10 +192,11 @@ fn open(source: &Source, screen: &Screen) -> Result<(Model, String, Option<Strin
 }
 
 fn run_fit(args: &Fit, screen: &Screen) -> Result<u8> {
+    has_a_place(&args.out)?;
     let (model, prompts, system) = open(&args.source, screen)?;
     let settings = Settings { beta: args.beta, margin: args.margin, seed: args.seed };
     let fitted = fit(&model, &prompt_set(&prompts)?, system.as_deref(), settings)?;
-    fs::write(&args.out, fitted.monitor.to_bytes()?).map_err(|error| Error::io(&args.out, error))?;
+    write_atomically(&args.out, &fitted.monitor.to_bytes()?)?;
     if screen.json() {
         let about = &fitted.monitor.about;
         screen.value(&json!({"monitor": about, "detected": fitted.detected, "silenced": fitted.silenced}));

@@ -55,7 +55,7 @@ impl Switch {
     /// A map at the input of block `layer` of the model `base`; `change` is `[d_model, d_model]`, `bias` `[d_model]`.
     #[must_use]
     pub fn new(layer: usize, [base, tuned]: [&str; 2], change: Vec<f32>, bias: Vec<f32>, explained: f64) -> Self {
-        let site = Site::new(layer, Point::ResidPre).to_string();
+        let site = site(layer).to_string();
         let [base, tuned] = [base, tuned].map(str::to_owned);
         Self { about: About { schema_version: 1, site, layer, base, tuned, explained }, change, bias }
     }
@@ -65,7 +65,7 @@ impl Switch {
     pub fn edit(&self) -> Edit {
         let d = self.bias.len();
         let identity = (0..d * d).map(|i| f32::from(u8::from(i.is_multiple_of(d + 1)))).collect();
-        let site = Site::new(self.about.layer, Point::ResidPre);
+        let site = site(self.about.layer);
         Edit::Affine { site, rank: d, up: identity, down: self.change.clone(), bias: self.bias.clone() }
     }
 
@@ -86,11 +86,20 @@ impl Switch {
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::read(path)?;
         let about: About = file.about(KEY)?;
+        let site = site(about.layer);
+        if about.site != site.to_string() {
+            return Err(file.wrong(format!("`{KEY}`: expected the site `{site}` of its layer, got `{}`", about.site)));
+        }
         let &[d] = file.shape("map.bias")?.as_slice() else {
             return Err(file.wrong("tensor `map.bias`: expected 1 dimension, got others".into()));
         };
         Ok(Self { about, change: file.values("map.change", &[d, d])?, bias: file.values("map.bias", &[d])? })
     }
+}
+
+/// Where a map at the input of block `layer` acts.
+fn site(layer: usize) -> Site {
+    Site::new(layer, Point::ResidPre)
 }
 
 #[cfg(test)]
@@ -113,9 +122,27 @@ mod tests {
         let again = Switch::read(&path).unwrap();
         assert_eq!(again, switch);
         assert_eq!(again.about.site, "blocks.2.hook_resid_pre");
-        let wrong = String::from_utf8_lossy(&switch.to_bytes().unwrap()).len();
-        std::fs::write(&path, &switch.to_bytes().unwrap()[..wrong.min(60)]).unwrap();
-        assert_eq!(Switch::read(&path).unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn what_is_no_switch_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("switch.safetensors");
+        let refused = |bytes: &[u8], expected: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Switch::read(&path).unwrap_err();
+            assert!(error.to_string().contains(expected), "{expected}: {error}");
+            assert_eq!(error.exit_code(), 3);
+        };
+        refused(&switch().to_bytes().unwrap()[..60], "expected safetensors");
+        let about = |change: fn(&mut About)| {
+            let mut switch = switch();
+            change(&mut switch.about);
+            switch.to_bytes().unwrap()
+        };
+        refused(&about(|about| about.schema_version = 2), "expected schema_version 1, got 2");
+        let elsewhere = about(|about| about.layer = 3);
+        refused(&elsewhere, "expected the site `blocks.3.hook_resid_pre` of its layer, got `blocks.2.hook_resid_pre`");
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn read_signature(dir: &Path) -> Result<Vec<u8>> {
 /// Writes a file under a temporary name beside its place and renames it, so that a reader sees the old file or the
 /// new one. Missing folders are made; the permissions are those of any new file, where a temporary file's own would
 /// leave it readable by nobody else.
-fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     let failed = |source| Error::io(path, source);
     let folder = path.parent().ok_or_else(|| Error::file(path, "expected a file name, got a root folder"))?;
     fs::create_dir_all(folder).map_err(failed)?;
