@@ -12,6 +12,8 @@ use std::time::Duration;
 use immunise::Result;
 use immunise::event::Silent;
 use immunise::hub::{Cache, Hub, RepoId, Snapshot};
+use immunise::pipeline::model::is_published;
+use immunise::sign::SIGNATURE_FILE;
 use sha2::{Digest as _, Sha256};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -54,6 +56,8 @@ struct Request {
     range: Option<u64>,
 }
 
+const REPORT: &str = "immunisation/report.json";
+const RECIPE: &str = "immunisation/recipe.yaml";
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
 fn files() -> BTreeMap<&'static str, Vec<u8>> {
@@ -74,6 +78,13 @@ fn sharded() -> BTreeMap<&'static str, Vec<u8>> {
     let map = BTreeMap::from([("a", SHARDS[0]), ("b", SHARDS[1])]);
     files.insert("model.safetensors.index.json", serde_json::json!({"weight_map": map}).to_string().into_bytes());
     files.extend([(SHARDS[0], first), (SHARDS[1], second)]);
+    files
+}
+
+/// A model that was hardened, as it is published.
+fn hardened() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut files = files();
+    files.extend([SIGNATURE_FILE, REPORT, RECIPE].map(|name| (name, name.as_bytes().to_vec())));
     files
 }
 
@@ -126,7 +137,11 @@ fn answer(
     }
     seen.lock().unwrap().push(Request { path: path.clone(), authorised, range });
     let fault = *left.lock().unwrap();
-    let held = if path.contains("/org/sharded/") { sharded() } else { files() };
+    let held = match path.trim_start_matches("/api/models").split('/').nth(2) {
+        Some("sharded") => sharded(),
+        Some("hardened") => hardened(),
+        _ => files(),
+    };
     let mut send = |status: &str, headers: &str, length: usize, body: &[u8]| {
         write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n")?;
         stream.write_all(body)
@@ -156,7 +171,8 @@ fn answer(
         let body = serde_json::to_string(&rows)?;
         return send("200 OK", "", body.len(), body.as_bytes());
     }
-    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = ["/resolve/", "/blob/"].iter().find_map(|part| path.split_once(part)).unwrap_or_default().1;
+    let name = name.trim_start_matches(COMMIT).trim_start_matches('/');
     let Some(bytes) = held.get(name).cloned() else { return send("404 Not Found", "", 0, b"") };
     if !name.ends_with(".safetensors") {
         return send("200 OK", "", bytes.len(), &bytes);
@@ -281,6 +297,22 @@ fn a_process_killed_in_the_second_shard_leaves_the_rest_to_the_next() {
     let of = |shard: &str| requests.iter().filter(|request| request.path.ends_with(shard)).collect::<Vec<_>>();
     assert!(of(SHARDS[0]).is_empty(), "what was whole is not fetched again");
     assert!(matches!(of(SHARDS[1])[..], [request] if request.range.is_some_and(|from| from > 0)), "{requests:?}");
+}
+
+#[test]
+fn a_hardened_model_is_told_by_what_arrives() {
+    let (server, root) = (Server::start(Fault::None, None), tempfile::tempdir().unwrap());
+    let snapshot = hub(&server, root.path()).fetch(&RepoId::parse("org/hardened").unwrap(), &Silent).unwrap();
+    intact(&snapshot);
+    for name in [SIGNATURE_FILE, REPORT] {
+        assert_eq!(fs::read(snapshot.dir.join(name)).unwrap(), hardened()[name], "{name}");
+    }
+    assert!(!snapshot.dir.join(RECIPE).exists(), "the rest of the evidence tells no more");
+    assert!(is_published(&snapshot.dir));
+    // Links in a folder of the snapshot stay within the cache, too.
+    let listed = immunise::checkpoint::files::list(&snapshot.dir).unwrap();
+    assert!(listed.iter().any(|file| file == REPORT), "{listed:?}");
+    assert!(!is_published(&fetch(&server, root.path()).unwrap().dir));
 }
 
 #[test]

@@ -30,6 +30,9 @@ const ATTEMPTS: u32 = 5;
 /// Space that is left free on the disk, bytes.
 const SPARE: u64 = 64 << 20;
 
+/// The files by which a hardened model is told, beside those that make a model.
+const HARDENED: [&str; 2] = ["model.sig", "immunisation/report.json"];
+
 /// Where models come from.
 #[derive(Debug, Clone)]
 pub struct Hub {
@@ -109,7 +112,7 @@ impl Hub {
         observer.event(Event::StageStarted { stage: "download".into(), units: files.len() });
         self.fetch_all(repo, &commit, &place, &files, observer)?;
         for file in &files {
-            link(&place.blob_path(&file.etag), &dir.join(&file.path))?;
+            link(&place.blob_path(&file.etag), &dir, &file.path)?;
         }
         // Last, so that a name never points to a snapshot in the making.
         if !is_commit(&repo.revision) {
@@ -125,7 +128,8 @@ impl Hub {
         commit.map(str::to_owned).ok_or_else(|| Error::input(&repo.name, "expected the hub to name a commit, got none"))
     }
 
-    /// The files that make the model: weights, configuration, tokenizer, template, card and licence at the top level.
+    /// The files that make the model: weights, configuration, tokenizer, template, card and licence at the top level; and those
+    /// that tell a hardened model: its signature and its report.
     fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
         let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
         let answer = self.patiently(&repo.name, || self.endpoint.json(&repo.name, &path))?;
@@ -289,7 +293,7 @@ fn is_wanted(path: &str) -> bool {
     let top = !path.contains('/');
     let text = [".json", ".jinja", ".md", ".txt", ".model"].iter().any(|end| path.ends_with(end));
     let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| path.starts_with(start));
-    top && (text || legal || path.ends_with(".safetensors"))
+    HARDENED.contains(&path) || top && (text || legal || path.ends_with(".safetensors"))
 }
 
 /// Whether a snapshot holds a configuration and all the weights that it speaks of.
@@ -323,8 +327,9 @@ fn sha256_of(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Makes `path` lead to `blob`, by a relative link where the system has them.
-fn link(blob: &Path, path: &Path) -> Result<()> {
+/// Makes the file `name` of the snapshot `dir` lead to `blob`, by a relative link where the system has them.
+fn link(blob: &Path, dir: &Path, name: &str) -> Result<()> {
+    let path = &dir.join(name);
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
     if path.is_file() {
@@ -335,7 +340,10 @@ fn link(blob: &Path, path: &Path) -> Result<()> {
         fs::remove_file(path).map_err(|error| Error::io(path, error))?;
     }
     #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(blob.file_name().unwrap_or_default()), path);
+    let made = {
+        let up = "../".repeat(2 + name.matches('/').count());
+        std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(blob.file_name().unwrap_or_default()), path)
+    };
     #[cfg(not(unix))]
     let made = fs::copy(blob, path).map(|_| ());
     made.map_err(|error| Error::io(path, error))
@@ -348,13 +356,25 @@ mod tests {
 
     #[test]
     fn only_what_makes_the_model_is_wanted() {
-        for path in
-            ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "LICENSE", "chat_template.jinja"]
-        {
+        for path in [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "tokenizer.model",
+            "LICENSE",
+            "chat_template.jinja",
+            "model.sig",
+            "immunisation/report.json",
+        ] {
             assert!(is_wanted(path), "{path}");
         }
-        for path in ["pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.json", ".gitattributes", "m.gguf"]
-        {
+        for path in [
+            "pytorch_model.bin",
+            "original/consolidated.00.pth",
+            "onnx/model.json",
+            "onnx/model.sig",
+            ".gitattributes",
+            "m.gguf",
+        ] {
             assert!(!is_wanted(path), "{path}");
         }
     }
