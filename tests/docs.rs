@@ -25,6 +25,9 @@ const NOT_RUN: &[(&str, &str)] = &[
 const HEAVY: &[&str] = &[
     "immunise demo",
     "immunise attack ",
+    "immunise harden examples/recipes/",
+    "immunise harden recipes/demo.yaml",
+    "immunise report compare et=",
     "immunise verify hardened --policy llama",
     "immunise harden model --out hardened --key",
 ];
