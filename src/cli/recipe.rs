@@ -49,7 +49,7 @@ enum Command {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         overrides: Vec<String>,
     },
-    /// Print a recipe with every default written out.
+    /// Print a recipe with every default written out, and where each value came from.
     Show {
         /// A file, or the name of a recipe inside the binary.
         recipe: String,
@@ -96,8 +96,9 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             }
         }
         Command::Show { recipe, overrides } => {
-            let recipe = arguments::recipe(recipe, overrides)?;
-            if screen.json() { screen.value(&recipe) } else { screen.out(&recipe.show()) }
+            let raw = arguments::raw_recipe(recipe)?.with_overrides(overrides)?;
+            let recipe = raw.validate()?;
+            if screen.json() { screen.value(&recipe) } else { screen.out(&recipe.show_origins(&raw)) }
         }
         Command::Schema { report } => screen.value(&if *report { Report::schema() } else { Recipe::schema() }),
     }

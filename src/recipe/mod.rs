@@ -16,6 +16,7 @@
 mod fields;
 pub mod fit;
 pub mod layers;
+mod origin;
 mod raw;
 mod stage;
 mod suggest;
@@ -238,6 +239,12 @@ impl Recipe {
     #[must_use]
     pub fn show(&self) -> String {
         serde_yaml::to_string(self).expect("string keys and finite numbers: cannot fail")
+    }
+
+    /// As [`Self::show`], with a comment behind every value: the line of `raw` that it is from, `--set` or `default`.
+    #[must_use]
+    pub fn show_origins(&self, raw: &RawRecipe) -> String {
+        origin::with_origins(raw, &self.show())
     }
 
     /// The JSON Schema of a recipe.
