@@ -11,6 +11,7 @@ pub mod bom;
 pub mod card;
 mod card_front;
 pub mod compare;
+mod court;
 pub mod curve;
 pub mod group;
 pub mod html;
