@@ -87,11 +87,21 @@ impl Terms {
         let fixed = control || spec.kind.method() == Method::Given;
         let adaptive = (!fixed && spec.knowledge.contains(&Knowledge::Adaptive)) || (fixed && !with_base);
         let frozen = with_base && (fixed || spec.knowledge.contains(&Knowledge::Frozen));
+        let scored = u64::from(with_base) + u64::from(frozen) + u64::from(adaptive);
+        if of.spec.kind == AttackKind::Lora {
+            // Its weights are not kept: it trains where it is fitted and again wherever it is scored, and so does its control.
+            let trained = u64::from(with_base) + u64::from(adaptive) + scored;
+            return Cost {
+                gradient_evaluations: (steps(&of.spec) as u64)
+                    .saturating_mul(of.spec.batch as u64)
+                    .saturating_mul(trained),
+                generated_tokens: self.answers.saturating_mul(scored),
+            };
+        }
         // A control takes the size of its attack's edit, so that is what is fitted.
         let mut fit = |side: Side| if known.insert(fit_of(of, side)) { gradients(of, side, with_base) } else { 0 };
         let base = if with_base { fit(Side::Base) } else { 0 };
         let hardened = if adaptive { fit(Side::Hardened) } else { 0 };
-        let scored = u64::from(with_base) + u64::from(frozen) + u64::from(adaptive);
         Cost {
             gradient_evaluations: base.saturating_add(hardened),
             generated_tokens: self.answers.saturating_mul(scored),
@@ -117,7 +127,6 @@ fn gradients(cell: &Cell, side: Side, with_base: bool) -> u64 {
         (Method::Learned(_), None) => 1,
         // One on the source model for every block.
         (Method::Mapped, _) if spec.form().is_some() => cell.layers.len(),
-        _ if spec.kind == AttackKind::Lora => 1,
         _ => 0,
     };
     once.saturating_mul(fits as u64)
@@ -241,6 +250,19 @@ mod tests {
             ", joint: true, knowledge: [frozen]{WIDE}}}, {{kind: random, layers: [1], pairs: 1, steps: 1, batch: 1"
         );
         assert_eq!(gradients(&[&frozen], false), [100, 1]);
+    }
+
+    #[test]
+    fn a_tuned_model_is_paid_for_as_often_as_it_is_trained() {
+        let row = "kind: lora, steps: 10, batch: 5, layers: [0]";
+        let suite = Suite::parse(&format!("attacks: [{{{row}}}, {{{row}}}]"), "suite.yaml".as_ref()).unwrap();
+        let bills = |with_base| -> Vec<u64> {
+            let grid = Grid::new(&suite, 2).unwrap();
+            grid.bills(with_base).iter().map(|bill| bill.cost.gradient_evaluations).collect()
+        };
+        // The row: a fit and a scoring on either model. Its control: a fit on the base, and a scoring on either.
+        assert_eq!(bills(true), [50 * (4 + 3), 50 * (4 + 3)], "nothing that is trained is kept for the second row");
+        assert_eq!(bills(false), [50 * (2 + 2), 50 * (2 + 2)]);
     }
 
     #[test]
