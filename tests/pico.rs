@@ -26,7 +26,7 @@ use immunise::model::site::{Point, Site};
 use immunise::model::tokenizer::Tokenizer;
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch, WeightLocation, families};
 use immunise::pipeline::device::Machine;
-use immunise::pipeline::{Request, Stop, harden};
+use immunise::pipeline::{Request, harden};
 use immunise::recipe::Recipe;
 use ndarray::Array2;
 use serde_json::Value;
@@ -364,14 +364,8 @@ fn hardening(pico: &Pico) -> Check {
     fs::write(&file, recipe).unwrap();
     let request = Request {
         model: Some(model.display().to_string()),
-        out: root.path().join("out"),
-        run: None,
-        key: None,
         allow_fail: true,
-        fresh: false,
-        assemble: vec![],
-        machine: Machine::new(CPU, None),
-        stop: Stop::default(),
+        ..Request::new(root.path().join("out"), Machine::new(CPU, None))
     };
     let outcome =
         harden(&Recipe::load(&file).map_err(|e| e.to_string())?, &request, &Silent).map_err(|e| e.to_string())?;

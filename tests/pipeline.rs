@@ -9,7 +9,7 @@ use immunise::checkpoint::{Checkpoint, Digest, diff};
 use immunise::event::{Event, Observer, Silent};
 use immunise::pipeline::device::Machine;
 use immunise::pipeline::model::measured_digests;
-use immunise::pipeline::{Outcome, Request, Stop, harden};
+use immunise::pipeline::{Outcome, Request, harden};
 use immunise::recipe::Recipe;
 use immunise::report::{Report, Verdict};
 use immunise::sign::{SigningKey, verify_folder};
@@ -19,17 +19,8 @@ mod random_model;
 use random_model::World;
 
 fn request(world: &World, out: &str) -> Request {
-    Request {
-        model: Some(world.model().display().to_string()),
-        out: world.root().join(out),
-        run: None,
-        key: None,
-        allow_fail: true,
-        fresh: false,
-        assemble: vec![],
-        machine: Machine::new(Device::Cpu, None),
-        stop: Stop::default(),
-    }
+    let model = Some(world.model().display().to_string());
+    Request { model, allow_fail: true, ..Request::new(world.root().join(out), Machine::new(Device::Cpu, None)) }
 }
 
 fn run(world: &World, request: &Request) -> Result<Outcome> {

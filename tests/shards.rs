@@ -9,7 +9,7 @@ use immunise::defence::Forgetful;
 use immunise::event::Silent;
 use immunise::pipeline::device::{Demand, Machine};
 use immunise::pipeline::suite::Selection;
-use immunise::pipeline::{Model, Request, Stop, Trial, assess, harden, harden_part, locate, prompts_of};
+use immunise::pipeline::{Model, Request, Trial, assess, harden, harden_part, locate, prompts_of};
 use immunise::recipe::Recipe;
 use immunise::report::merge::merge;
 use immunise::report::{Report, Shard};
@@ -21,17 +21,8 @@ const ET: &str = "{kind: et, steps: 3, rounds: 1, rank: 1, attack_pairs: 2, prom
 const JOINT: &str = "{kind: adversarial, rank: 2, steps: 4, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], batch: 2, anchor_batch: 2}";
 
 fn request(world: &World, out: &str) -> Request {
-    Request {
-        model: Some(world.model().display().to_string()),
-        out: world.root().join(out),
-        run: None,
-        key: None,
-        allow_fail: true,
-        fresh: false,
-        assemble: vec![],
-        machine: Machine::new(Device::Cpu, None),
-        stop: Stop::default(),
-    }
+    let model = Some(world.model().display().to_string());
+    Request { model, allow_fail: true, ..Request::new(world.root().join(out), Machine::new(Device::Cpu, None)) }
 }
 
 fn part(world: &World, recipe: &Recipe, index: u32, count: u32) -> PathBuf {

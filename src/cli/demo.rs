@@ -46,14 +46,12 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     screen.announce("plan", &plan, &harden::plan_text(&plan));
     let request = Request {
         model: Some(REFERENCE.into()),
-        out: args.out.clone(),
         run: Some(run.clone()),
         key: Some(key.clone()),
         allow_fail: args.allow_fail,
         fresh: args.fresh,
-        assemble: vec![],
-        machine,
         stop: stop_on_ctrl_c()?,
+        ..Request::new(args.out.clone(), machine)
     };
     let outcome = run_pipeline(&recipe, &request, screen)?;
     harden::show(&outcome, true, screen);

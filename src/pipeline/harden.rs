@@ -46,6 +46,24 @@ pub struct Request {
     pub stop: Stop,
 }
 
+impl Request {
+    /// To harden the recipe's model into `out` on `machine`: unsigned, published only on a pass, resumed where a run was stopped.
+    #[must_use]
+    pub fn new(out: PathBuf, machine: Machine) -> Self {
+        Self {
+            model: None,
+            out,
+            run: None,
+            key: None,
+            allow_fail: false,
+            fresh: false,
+            assemble: vec![],
+            machine,
+            stop: Stop::default(),
+        }
+    }
+}
+
 /// What came of it.
 pub struct Outcome {
     /// The report, concluded.
