@@ -9,6 +9,7 @@ use immunise::model::cap::{soft_cap, soft_cap_plain};
 use immunise::model::frequencies::{Rope, RopeScaling};
 use immunise::model::linear::LowRank;
 use immunise::model::loss::{cross_entropy, kl_divergence, log_probabilities};
+use immunise::model::low_rank::{plus_low_rank, plus_low_rank_plain};
 use immunise::model::mlp::{geglu, geglu_plain, swiglu, swiglu_plain};
 use immunise::model::norm::{layer_norm, layer_norm_plain, rms_norm, rms_norm_plain};
 use immunise::model::rope::{RopeTable, RowPositions};
@@ -213,6 +214,11 @@ fn fused_operations_equal_their_plain_twins() {
         &[(draw(&[3, 900]) * 4.0).unwrap()],
         |t| soft_cap(&t[0], 5.0).unwrap(),
         |t| soft_cap_plain(&t[0], 5.0).unwrap(),
+    );
+    same_operation(
+        &[draw(&[2, 5, 12]), draw(&[3, 12]), draw(&[3, 12])],
+        |t| plus_low_rank(&t[0], &t[1], &t[2]).unwrap(),
+        |t| plus_low_rank_plain(&t[0], &t[1], &t[2]).unwrap(),
     );
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::model::low_rank::plus_low_rank;
 use crate::model::optimiser::host_values;
 use crate::model::{Intervention, Point, Site};
 use crate::{Error, Result};
@@ -266,11 +267,7 @@ impl Intervention for Placed {
         let flat = || x.reshape((batch * cols, width));
         Ok(match self {
             Self::Identity => x.clone(),
-            Self::LowRank { w1, w2, .. } => {
-                let flat = flat()?;
-                let coordinates = flat.matmul(&(w1 - w2)?.t()?)?;
-                (&flat + coordinates.matmul(w2)?)?.reshape((batch, cols, width))?
-            }
+            Self::LowRank { w1, w2, .. } => plus_low_rank(x, &(w1 - w2)?, w2)?,
             Self::Affine { up, down, bias, .. } => {
                 let flat = flat()?;
                 let coordinates = flat.matmul(&down.t()?)?.broadcast_add(bias)?;
@@ -292,10 +289,7 @@ impl Intervention for Placed {
                 let mapped = by_head.matmul(transposed)?.transpose(0, 1)?.contiguous()?;
                 mapped.reshape((batch, cols, width))?.broadcast_add(bias)?
             }
-            Self::Ablate { basis, .. } => {
-                let flat = flat()?;
-                (&flat - flat.matmul(&basis.t()?)?.matmul(basis)?)?.reshape((batch, cols, width))?
-            }
+            Self::Ablate { basis, .. } => plus_low_rank(x, basis, &basis.neg()?)?,
             Self::Several(edits) => {
                 let mut acting = edits.iter().filter(|edit| edit.acts_at(site));
                 acting.try_fold(x.clone(), |x, edit| edit.apply(site, &x))?

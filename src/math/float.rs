@@ -62,7 +62,9 @@ pub fn tanh(x: f32) -> f32 {
 fn exp_parts(x: f32) -> (f32, f32) {
     // exp(x) = 2^n · exp(r), r in ±ln2/2; ln 2 is split so that n·ln2 cancels exactly.
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // Adding 1.5·2²³ rounds to an integer and leaves it in the low bits.
+    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = shifted - 12_582_912.0;
     let r = x - n * 0.693_359_4;
     let r = r + n * 2.121_944_4e-4;
     let p = 1.987_569_1e-4;
@@ -71,8 +73,9 @@ fn exp_parts(x: f32) -> (f32, f32) {
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 0.5;
-    // n is an integer in -126..=127 here, so the shifted exponent is a valid one.
-    let scale = f32::from_bits((((n as i32) + 127) as u32) << 23);
+    // n is an integer in -126..=127 here, so the shifted exponent is a valid one. Taken from the bits: a conversion to an integer
+    // checks for NaN value by value, and keeps the loop from being vectorised.
+    let scale = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     (p * r * r + r, scale)
 }
 

@@ -101,6 +101,7 @@ struct Attention {
 const FEW_QUERIES: usize = 4;
 
 impl Attention {
+    #[inline(always)]
     fn probabilities(&self, q: &[f32], k: &[f32], row: usize, queries: usize) -> Vec<f32> {
         // q and k begin at this head; rows lie a full width apart.
         let AttentionShape { heads, kv_heads, head_dim: d, past, scale, .. } = self.shape;
@@ -149,28 +150,33 @@ impl CustomOp3 for Attention {
             candle_core::bail!("attention: q {:?}, k {:?}, v {:?}", q_layout.dims(), k_layout.dims(), v_layout.dims());
         }
         let (q, k, v) = (contiguous(q, q_layout)?, contiguous(k, k_layout)?, contiguous(v, v_layout)?);
-        let mut parts = for_indices(batch * heads, batch * heads * queries * keys * 4, |index| {
-            let (row, head) = (index / heads, index % heads);
-            let kv = head / (heads / kv_heads) * d;
-            let k = &k[row * capacity * narrow + kv..];
-            let v = &v[row * capacity * narrow + kv..];
-            let p = self.probabilities(&q[row * queries * wide + head * d..], k, row, queries);
-            let mut z = vec![0.0; queries * d];
-            if queries < FEW_QUERIES {
-                for i in 0..queries {
-                    let z = &mut z[i * d..][..d];
-                    for (j, p) in p[i * keys..][..keys].iter().enumerate() {
-                        let v = &v[j * narrow..][..d];
-                        for c in 0..d {
-                            z[c] += p * v[c];
+        let mut parts = for_indices(
+            batch * heads,
+            batch * heads * queries * keys * 4,
+            #[inline(always)]
+            |index| {
+                let (row, head) = (index / heads, index % heads);
+                let kv = head / (heads / kv_heads) * d;
+                let k = &k[row * capacity * narrow + kv..];
+                let v = &v[row * capacity * narrow + kv..];
+                let p = self.probabilities(&q[row * queries * wide + head * d..], k, row, queries);
+                let mut z = vec![0.0; queries * d];
+                if queries < FEW_QUERIES {
+                    for i in 0..queries {
+                        let z = &mut z[i * d..][..d];
+                        for (j, p) in p[i * keys..][..keys].iter().enumerate() {
+                            let v = &v[j * narrow..][..d];
+                            for c in 0..d {
+                                z[c] += p * v[c];
+                            }
                         }
                     }
+                } else {
+                    gemm((queries, keys, d), View::rows(&p, keys), View::rows(v, narrow), &mut z, d, 0.0, 1.0);
                 }
-            } else {
-                gemm((queries, keys, d), View::rows(&p, keys), View::rows(v, narrow), &mut z, d, 0.0, 1.0);
-            }
-            (z, p)
-        });
+                (z, p)
+            },
+        );
         let mut out = vec![0.0; batch * queries * wide];
         for (index, (z, _)) in parts.iter().enumerate() {
             let (row, head) = (index / heads, index % heads);
@@ -206,39 +212,44 @@ impl CustomOp3 for Attention {
         let (batch, n, wide) = q.dims3()?;
         let (narrow, group) = (kv_heads * d, heads / kv_heads);
         with_values([q, k, v, grad], |[fq, fk, fv, fg]| {
-            let parts = for_indices(batch * kv_heads, batch * heads * n * n * 4, |index| {
-                let (row, kv) = (index / kv_heads, index % kv_heads);
-                let (k, v) = (&fk[row * n * narrow + kv * d..], &fv[row * n * narrow + kv * d..]);
-                let (mut dq, mut dk, mut dv) = (vec![0.0; group * n * d], vec![0.0; n * d], vec![0.0; n * d]);
-                let mut ds = vec![0.0; n * n];
-                // Scores, which the probabilities do not give back.
-                let mut scores = if cap.is_some() { vec![0.0; n * n] } else { vec![] };
-                for member in 0..group {
-                    let head = kv * group + member;
-                    let p = &saved[row * heads + head];
-                    let g = &fg[row * n * wide + head * d..];
-                    let q = &fq[row * n * wide + head * d..];
-                    gemm((n, n, d), View::rows(p, n).t(), View::rows(g, wide), &mut dv, d, 1.0, 1.0);
-                    gemm((n, d, n), View::rows(g, wide), View::rows(v, narrow).t(), &mut ds, n, 0.0, 1.0);
-                    for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
-                        let mean = dot(p, ds);
-                        for j in 0..n {
-                            ds[j] = p[j] * (ds[j] - mean) * scale;
+            let parts = for_indices(
+                batch * kv_heads,
+                batch * heads * n * n * 4,
+                #[inline(always)]
+                |index| {
+                    let (row, kv) = (index / kv_heads, index % kv_heads);
+                    let (k, v) = (&fk[row * n * narrow + kv * d..], &fv[row * n * narrow + kv * d..]);
+                    let (mut dq, mut dk, mut dv) = (vec![0.0; group * n * d], vec![0.0; n * d], vec![0.0; n * d]);
+                    let mut ds = vec![0.0; n * n];
+                    // Scores, which the probabilities do not give back.
+                    let mut scores = if cap.is_some() { vec![0.0; n * n] } else { vec![] };
+                    for member in 0..group {
+                        let head = kv * group + member;
+                        let p = &saved[row * heads + head];
+                        let g = &fg[row * n * wide + head * d..];
+                        let q = &fq[row * n * wide + head * d..];
+                        gemm((n, n, d), View::rows(p, n).t(), View::rows(g, wide), &mut dv, d, 1.0, 1.0);
+                        gemm((n, d, n), View::rows(g, wide), View::rows(v, narrow).t(), &mut ds, n, 0.0, 1.0);
+                        for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
+                            let mean = dot(p, ds);
+                            for j in 0..n {
+                                ds[j] = p[j] * (ds[j] - mean) * scale;
+                            }
                         }
-                    }
-                    if let Some(cap) = cap {
-                        gemm((n, d, n), View::rows(q, wide), View::rows(k, narrow).t(), &mut scores, n, 0.0, scale);
-                        for (ds, score) in ds.iter_mut().zip(&scores) {
-                            let t = tanh(score / cap);
-                            *ds *= 1.0 - t * t;
+                        if let Some(cap) = cap {
+                            gemm((n, d, n), View::rows(q, wide), View::rows(k, narrow).t(), &mut scores, n, 0.0, scale);
+                            for (ds, score) in ds.iter_mut().zip(&scores) {
+                                let t = tanh(score / cap);
+                                *ds *= 1.0 - t * t;
+                            }
                         }
+                        let dq = &mut dq[member * n * d..][..n * d];
+                        gemm((n, n, d), View::rows(&ds, n), View::rows(k, narrow), dq, d, 0.0, 1.0);
+                        gemm((n, n, d), View::rows(&ds, n).t(), View::rows(q, wide), &mut dk, d, 1.0, 1.0);
                     }
-                    let dq = &mut dq[member * n * d..][..n * d];
-                    gemm((n, n, d), View::rows(&ds, n), View::rows(k, narrow), dq, d, 0.0, 1.0);
-                    gemm((n, n, d), View::rows(&ds, n).t(), View::rows(q, wide), &mut dk, d, 1.0, 1.0);
-                }
-                (dq, dk, dv)
-            });
+                    (dq, dk, dv)
+                },
+            );
             let (mut dq, mut dk, mut dv) = (vec![0.0; fq.len()], vec![0.0; fk.len()], vec![0.0; fv.len()]);
             for (index, (pq, pk, pv)) in parts.iter().enumerate() {
                 let (row, kv) = (index / kv_heads, index % kv_heads);

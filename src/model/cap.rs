@@ -39,12 +39,16 @@ impl CustomOp1 for SoftCap {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = contiguous(x, layout)?;
         let mut out = vec![0.0; x.len()];
-        for_values(&mut out, |at, out| {
-            let x = &x[at..][..out.len()];
-            for i in 0..out.len() {
-                out[i] = self.cap * tanh(x[i] / self.cap);
-            }
-        });
+        for_values(
+            &mut out,
+            #[inline(always)]
+            |at, out| {
+                let x = &x[at..][..out.len()];
+                for i in 0..out.len() {
+                    out[i] = self.cap * tanh(x[i] / self.cap);
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -52,13 +56,17 @@ impl CustomOp1 for SoftCap {
         // dy/dx = 1 − (y / c)².
         with_values([y, grad], |[ys, grads]| {
             let mut dx = vec![0.0; ys.len()];
-            for_values(&mut dx, |at, out| {
-                let (y, dy) = (&ys[at..][..out.len()], &grads[at..][..out.len()]);
-                for i in 0..out.len() {
-                    let t = y[i] / self.cap;
-                    out[i] = dy[i] * (1.0 - t * t);
-                }
-            });
+            for_values(
+                &mut dx,
+                #[inline(always)]
+                |at, out| {
+                    let (y, dy) = (&ys[at..][..out.len()], &grads[at..][..out.len()]);
+                    for i in 0..out.len() {
+                        let t = y[i] / self.cap;
+                        out[i] = dy[i] * (1.0 - t * t);
+                    }
+                },
+            );
             Ok(Some(tensor_like(dx, x)?))
         })
     }

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use candle_core::{CpuStorage, Error, Layout, Storage, Tensor};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 /// Values per task that is handed to another thread.
@@ -78,58 +79,104 @@ pub(super) fn tensor_like(values: Vec<f32>, like: &Tensor) -> candle_core::Resul
     Tensor::from_vec(values, like.shape(), like.device())
 }
 
+/// A part of the work, compiled for the instructions of this CPU.
+///
+/// These are types and no closures, and they call `*work` and not `work`: what stands between the dispatch and the arithmetic has
+/// to be `#[inline(always)]`, and the functions that the compiler puts between a closure and its caller are not. Code that is
+/// compiled by itself gets the instructions of the oldest CPU, and takes twice the time. So closures that come here are
+/// `#[inline(always)]` too.
+struct Rows<'a, F> {
+    first: usize,
+    width: usize,
+    out: &'a mut [f32],
+    work: &'a F,
+}
+
+impl<F: Fn(usize, &mut [f32])> NullaryFnOnce for Rows<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (row, values) in self.out.chunks_exact_mut(self.width).enumerate() {
+            (*self.work)(self.first + row, values);
+        }
+    }
+}
+
+struct Pair<'a, F> {
+    at: usize,
+    outs: [&'a mut [f32]; 2],
+    work: &'a F,
+}
+
+impl<F: Fn(usize, &mut [f32], &mut [f32])> NullaryFnOnce for Pair<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let [a, b] = self.outs;
+        (*self.work)(self.at, a, b);
+    }
+}
+
+struct Index<'a, F> {
+    index: usize,
+    work: &'a F,
+}
+
+impl<T, F: Fn(usize) -> T> NullaryFnOnce for Index<'_, F> {
+    type Output = T;
+
+    #[inline(always)]
+    fn call(self) -> T {
+        (*self.work)(self.index)
+    }
+}
+
 /// Calls `work(row, values)` for every row of `width` values, on all workers when the work is large enough, with the widest
 /// vector instructions of this CPU.
 pub(super) fn for_rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    let arch = pulp::Arch::new();
+    let (arch, work) = (pulp::Arch::new(), &work);
     if !worth_sharing(out.len()) {
-        arch.dispatch(
-            #[inline(always)]
-            || out.chunks_exact_mut(width).enumerate().for_each(|(row, values)| work(row, values)),
-        );
-        return;
+        return arch.dispatch(Rows { first: 0, width, out, work });
     }
     let rows = TASK.div_ceil(width);
-    out.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, values)| {
-        arch.dispatch(
-            #[inline(always)]
-            || values.chunks_exact_mut(width).enumerate().for_each(|(row, v)| work(chunk * rows + row, v)),
-        );
-    });
+    let chunks = out.par_chunks_mut(rows * width).enumerate();
+    chunks.for_each(|(chunk, out)| arch.dispatch(Rows { first: chunk * rows, width, out, work }));
 }
 
 /// Calls `work(start, values)` for chunks of `out`, as [`for_rows`]: what acts on each value alone.
 pub(super) fn for_values(out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
     let whole = out.len() / CHUNK * CHUNK;
     let (head, tail) = out.split_at_mut(whole);
-    for_rows(head, CHUNK, |row, out| work(row * CHUNK, out));
+    for_rows(
+        head,
+        CHUNK,
+        #[inline(always)]
+        |row, out| work(row * CHUNK, out),
+    );
     if !tail.is_empty() {
-        let width = tail.len();
-        for_rows(tail, width, |_, out| work(whole, out));
+        pulp::Arch::new().dispatch(Rows { first: whole, width: tail.len(), out: tail, work: &work });
+    }
+}
+
+/// Calls `work(start, values, others)` for equal chunks of two results, as [`for_values`].
+pub(super) fn for_pairs(a: &mut [f32], b: &mut [f32], work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) {
+    let (arch, work) = (pulp::Arch::new(), &work);
+    let run = |(chunk, outs): (usize, [_; 2])| arch.dispatch(Pair { at: chunk * CHUNK, outs, work });
+    if worth_sharing(a.len()) {
+        let chunks = a.par_chunks_mut(CHUNK).zip(b.par_chunks_mut(CHUNK)).enumerate();
+        chunks.for_each(|(chunk, (a, b))| run((chunk, [a, b])));
+    } else {
+        let chunks = a.chunks_mut(CHUNK).zip(b.chunks_mut(CHUNK)).enumerate();
+        chunks.for_each(|(chunk, (a, b))| run((chunk, [a, b])));
     }
 }
 
 /// Runs `work(index)` for every index below `n`, on all workers when `cost` (values touched) makes it worth it, and returns
 /// the results in order.
 pub(super) fn for_indices<T: Send>(n: usize, cost: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let arch = pulp::Arch::new();
-    if !worth_sharing(cost) {
-        return (0..n)
-            .map(|i| {
-                arch.dispatch(
-                    #[inline(always)]
-                    || work(i),
-                )
-            })
-            .collect();
-    }
-    (0..n)
-        .into_par_iter()
-        .map(|i| {
-            arch.dispatch(
-                #[inline(always)]
-                || work(i),
-            )
-        })
-        .collect()
+    let (arch, work) = (pulp::Arch::new(), &work);
+    let run = |index: usize| arch.dispatch(Index { index, work });
+    if worth_sharing(cost) { (0..n).into_par_iter().map(run).collect() } else { (0..n).map(run).collect() }
 }

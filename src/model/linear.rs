@@ -128,14 +128,14 @@ impl Linear {
     /// When shapes disagree.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (d_out, d_in) = self.weight.dims2()?;
-        let mut shape = x.dims().to_vec();
-        if shape.pop() != Some(d_in) {
+        if x.dims().last() != Some(&d_in) {
             return Err(Error::input("linear map", format!("expected inputs of width {d_in}, got {:?}", x.dims())));
         }
-        shape.push(d_out);
-        let x = x.reshape(((), d_in))?.contiguous()?;
+        // Our own operations read rows whatever the shape; every reshape would cost the backward pass a copy.
+        let shape = widened(x.dims(), d_out);
+        let x = if x.device().is_cpu() { x.contiguous()? } else { x.reshape(((), d_in))?.contiguous()? };
         let summed = match &self.adapter {
-            Some(adapter) if !self.weight.is_variable() => adapter.summed(&self.weight, x.dim(0)?)?,
+            Some(adapter) if !self.weight.is_variable() => adapter.summed(&self.weight, x.elem_count() / d_in)?,
             _ => None,
         };
         let y = match (&self.weight, &self.adapter, summed) {
@@ -143,7 +143,10 @@ impl Linear {
             (Weight::Held(weight), adapter, None) if self.weight.is_variable() => {
                 let y = trained(&x, weight)?;
                 match adapter {
-                    Some(LowRank { a, b, scale }) => (y + (x.matmul(&a.t()?)?.matmul(&b.t()?)? * *scale)?)?,
+                    Some(LowRank { a, b, scale }) => {
+                        let low = x.reshape(((), d_in))?.matmul(&a.t()?)?.matmul(&b.t()?)?;
+                        (y + (low * *scale)?.reshape(shape.clone())?)?
+                    }
                     None => y,
                 }
             }
@@ -157,8 +160,17 @@ impl Linear {
             Some(bias) => y.broadcast_add(bias)?,
             None => y,
         };
-        Ok(y.reshape(shape)?)
+        Ok(if y.shape() == &shape { y } else { y.reshape(shape)? })
     }
+}
+
+/// `dims` with another last dimension.
+fn widened(dims: &[usize], width: usize) -> Shape {
+    let mut dims = dims.to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = width;
+    }
+    Shape::from(dims)
 }
 
 /// `x Wᵀ`, differentiable in both.
@@ -217,7 +229,7 @@ impl CustomOp1 for Frozen {
         let weight = flat(&self.weight.values()?)?;
         let weight = weight.values()?;
         let out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight, d_in).t());
-        Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
+        Ok((CpuStorage::F32(out), widened(layout.dims(), d_out)))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
@@ -248,7 +260,7 @@ impl CustomOp2 for Trained {
         let (x, weight) = (contiguous(x, x_layout)?, contiguous(weight, weight_layout)?);
         let rows = x.len() / d_in;
         let out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(weight, d_in).t());
-        Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
+        Ok((CpuStorage::F32(out), widened(x_layout.dims(), d_out)))
     }
 
     fn bwd(
@@ -301,7 +313,7 @@ impl CustomOp3 for Adapted {
         let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
         let up = View::rows(b, rank).t();
         gemm((rows, rank, d_out), View::rows(&low, rank), up, &mut out, d_out, 1.0, self.scale);
-        Ok((CpuStorage::F32(out), Shape::from((rows, d_out))))
+        Ok((CpuStorage::F32(out), widened(x_layout.dims(), d_out)))
     }
 
     fn bwd(

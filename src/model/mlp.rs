@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
 use super::blueprint::Activation;
-use super::kernel::{contiguous, for_values, tensor_like, with_values};
+use super::kernel::{contiguous, for_pairs, for_values, tensor_like, with_values};
 use crate::Result;
 use crate::math::float::exp;
 
@@ -69,8 +69,8 @@ trait Gate: Send + Sync {
     /// `f(x)`.
     fn active(x: f32) -> f32;
 
-    /// `d · f'(x)`.
-    fn back(x: f32, d: f32) -> f32;
+    /// `(d·u·f'(x), d·f(x))`: the gradients of `f(x)·u`.
+    fn back(x: f32, u: f32, d: f32) -> (f32, f32);
 }
 
 struct Silu;
@@ -84,10 +84,10 @@ impl Gate for Silu {
     }
 
     #[inline(always)]
-    fn back(x: f32, d: f32) -> f32 {
+    fn back(x: f32, u: f32, d: f32) -> (f32, f32) {
         // s = σ(x): d(x·s)/dx = s·(1 + x·(1 − s)).
         let s = 1.0 / (1.0 + exp(-x));
-        d * s * (1.0 + x * (1.0 - s))
+        (d * u * s * (1.0 + x * (1.0 - s)), x * s * d)
     }
 }
 
@@ -98,7 +98,7 @@ const SLOPE: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 impl GeluTanh {
-    /// `(1 + tanh(u)) / 2 = σ(2u)` of gelu's `u`.
+    /// `(1 + tanh(v)) / 2 = σ(2v)` of gelu's `v`.
     #[inline(always)]
     fn share(x: f32) -> f32 {
         1.0 / (1.0 + exp(-2.0 * SLOPE * (x + CUBIC * x * x * x)))
@@ -114,11 +114,11 @@ impl Gate for GeluTanh {
     }
 
     #[inline(always)]
-    fn back(x: f32, d: f32) -> f32 {
-        // s = σ(2u(x)): d(x·s)/dx = s + x·s·(1 − s)·2u'(x).
+    fn back(x: f32, u: f32, d: f32) -> (f32, f32) {
+        // s = σ(2v(x)): d(x·s)/dx = s + x·s·(1 − s)·2v'(x).
         let s = Self::share(x);
         let steep = 2.0 * SLOPE * (1.0 + 3.0 * CUBIC * x * x);
-        d * (s + x * s * (1.0 - s) * steep)
+        (d * u * (s + x * s * (1.0 - s) * steep), x * s * d)
     }
 }
 
@@ -141,12 +141,16 @@ impl<G: Gate> CustomOp2 for Gated<G> {
             candle_core::bail!("{}: gate {:?}, up {:?}", G::NAME, gate_layout.dims(), up_layout.dims());
         }
         let mut out = vec![0.0; gate.len()];
-        for_values(&mut out, |at, out| {
-            let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
-            for i in 0..out.len() {
-                out[i] = G::active(gate[i]) * up[i];
-            }
-        });
+        for_values(
+            &mut out,
+            #[inline(always)]
+            |at, out| {
+                let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
+                for i in 0..out.len() {
+                    out[i] = G::active(gate[i]) * up[i];
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
@@ -159,18 +163,18 @@ impl<G: Gate> CustomOp2 for Gated<G> {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         with_values([gate, up, grad], |[gates, ups, grads]| {
             let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
-            for_values(&mut dup, |at, out| {
-                let (g, d) = (&gates[at..][..out.len()], &grads[at..][..out.len()]);
-                for i in 0..out.len() {
-                    out[i] = G::active(g[i]) * d[i];
-                }
-            });
-            for_values(&mut dgate, |at, out| {
-                let (g, u, d) = (&gates[at..][..out.len()], &ups[at..][..out.len()], &grads[at..][..out.len()]);
-                for i in 0..out.len() {
-                    out[i] = G::back(g[i], d[i] * u[i]);
-                }
-            });
+            for_pairs(
+                &mut dgate,
+                &mut dup,
+                #[inline(always)]
+                |at, dgate, dup| {
+                    let [g, u, d] = [gates, ups, grads].map(|values| &values[at..][..dgate.len()]);
+                    let dup = &mut dup[..dgate.len()];
+                    for i in 0..dgate.len() {
+                        (dgate[i], dup[i]) = G::back(g[i], u[i], d[i]);
+                    }
+                },
+            );
             Ok((Some(tensor_like(dgate, gate)?), Some(tensor_like(dup, up)?)))
         })
     }

@@ -20,6 +20,7 @@ mod kernel;
 pub mod kv_cache;
 pub mod linear;
 pub mod loss;
+pub mod low_rank;
 pub mod mlp;
 pub mod norm;
 pub mod optimiser;

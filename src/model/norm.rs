@@ -75,13 +75,18 @@ impl CustomOp2 for RmsNorm {
         let (x, gain) = (contiguous(x, x_layout)?, contiguous(gain, gain_layout)?);
         let d = gain.len();
         let mut out = vec![0.0; x.len()];
-        for_rows(&mut out, d, |row, out| {
-            let x = &x[row * d..][..d];
-            let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
-            for i in 0..d {
-                out[i] = x[i] * inverse * gain[i];
-            }
-        });
+        for_rows(
+            &mut out,
+            d,
+            #[inline(always)]
+            |row, out| {
+                let x = &x[row * d..][..d];
+                let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                for i in 0..d {
+                    out[i] = x[i] * inverse * gain[i];
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -97,17 +102,22 @@ impl CustomOp2 for RmsNorm {
             let d = gains.len();
             let dx = if x.track_op() {
                 let mut dx = vec![0.0; xs.len()];
-                for_rows(&mut dx, d, |row, out| {
-                    let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
-                    for i in 0..d {
-                        out[i] = dy[i] * gains[i];
-                    }
-                    let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
-                    let pull = dot(x, out) * inverse * inverse * inverse / d as f32;
-                    for i in 0..d {
-                        out[i] = out[i] * inverse - x[i] * pull;
-                    }
-                });
+                for_rows(
+                    &mut dx,
+                    d,
+                    #[inline(always)]
+                    |row, out| {
+                        let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
+                        for i in 0..d {
+                            out[i] = dy[i] * gains[i];
+                        }
+                        let inverse = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+                        let pull = dot(x, out) * inverse * inverse * inverse / d as f32;
+                        for i in 0..d {
+                            out[i] = out[i] * inverse - x[i] * pull;
+                        }
+                    },
+                );
                 Some(tensor_like(dx, x)?)
             } else {
                 None
@@ -188,13 +198,18 @@ impl CustomOp3 for LayerNorm {
             candle_core::bail!("layer-norm: x {:?}, gain [{d}], bias [{}]", x_layout.dims(), bias.len());
         }
         let mut out = vec![0.0; x.len()];
-        for_rows(&mut out, d, |row, out| {
-            let x = &x[row * d..][..d];
-            let (mean, inverse) = self.moments(x);
-            for i in 0..d {
-                out[i] = (x[i] - mean) * inverse * gain[i] + bias[i];
-            }
-        });
+        for_rows(
+            &mut out,
+            d,
+            #[inline(always)]
+            |row, out| {
+                let x = &x[row * d..][..d];
+                let (mean, inverse) = self.moments(x);
+                for i in 0..d {
+                    out[i] = (x[i] - mean) * inverse * gain[i] + bias[i];
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -211,18 +226,23 @@ impl CustomOp3 for LayerNorm {
             let d = gains.len();
             let dx = if x.track_op() {
                 let mut dx = vec![0.0; xs.len()];
-                for_rows(&mut dx, d, |row, out| {
-                    let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
-                    let (mean, inverse) = self.moments(x);
-                    for i in 0..d {
-                        out[i] = dy[i] * gains[i];
-                    }
-                    let level = sum(out) / d as f32;
-                    let pull = (dot(x, out) - mean * sum(out)) * inverse / d as f32;
-                    for i in 0..d {
-                        out[i] = inverse * (out[i] - level - (x[i] - mean) * inverse * pull);
-                    }
-                });
+                for_rows(
+                    &mut dx,
+                    d,
+                    #[inline(always)]
+                    |row, out| {
+                        let (x, dy) = (&xs[row * d..][..d], &grads[row * d..][..d]);
+                        let (mean, inverse) = self.moments(x);
+                        for i in 0..d {
+                            out[i] = dy[i] * gains[i];
+                        }
+                        let level = sum(out) / d as f32;
+                        let pull = (dot(x, out) - mean * sum(out)) * inverse / d as f32;
+                        for i in 0..d {
+                            out[i] = inverse * (out[i] - level - (x[i] - mean) * inverse * pull);
+                        }
+                    },
+                );
                 Some(tensor_like(dx, x)?)
             } else {
                 None

@@ -155,22 +155,27 @@ impl Rotate {
     fn run(&self, x: &[f32], width: usize, sign: f32) -> Vec<f32> {
         let RopeTable { half, head_dim, .. } = self.table;
         let mut out = vec![0.0; x.len()];
-        for_rows(&mut out, width, |token, out| {
-            let (row, col) = (token / self.cols, token % self.cols);
-            let cos = self.table.of_token(|angles| &angles.cos, &self.rows, self.cols, row, col);
-            let sin = self.table.of_token(|angles| &angles.sin, &self.rows, self.cols, row, col);
-            let x = &x[token * width..][..width];
-            for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
-                let ((x, kept), (out, rest)) = (x.split_at(2 * half), out.split_at_mut(2 * half));
-                let ((left, right), (first, second)) = (x.split_at(half), out.split_at_mut(half));
-                for i in 0..half {
-                    let sin = sign * sin[i];
-                    first[i] = left[i] * cos[i] - right[i] * sin;
-                    second[i] = right[i] * cos[i] + left[i] * sin;
+        for_rows(
+            &mut out,
+            width,
+            #[inline(always)]
+            |token, out| {
+                let (row, col) = (token / self.cols, token % self.cols);
+                let cos = self.table.of_token(|angles| &angles.cos, &self.rows, self.cols, row, col);
+                let sin = self.table.of_token(|angles| &angles.sin, &self.rows, self.cols, row, col);
+                let x = &x[token * width..][..width];
+                for (x, out) in x.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
+                    let ((x, kept), (out, rest)) = (x.split_at(2 * half), out.split_at_mut(2 * half));
+                    let ((left, right), (first, second)) = (x.split_at(half), out.split_at_mut(half));
+                    for i in 0..half {
+                        let sin = sign * sin[i];
+                        first[i] = left[i] * cos[i] - right[i] * sin;
+                        second[i] = right[i] * cos[i] + left[i] * sin;
+                    }
+                    rest.copy_from_slice(kept);
                 }
-                rest.copy_from_slice(kept);
-            }
-        });
+            },
+        );
         out
     }
 }
