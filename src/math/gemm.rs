@@ -6,6 +6,8 @@
 
 use gemm::Parallelism;
 
+use super::dots::{FEW_ROWS, dots};
+
 /// Multiplications below which handing parts of a product to other threads costs more than it saves: from outside the
 /// pool, and from a worker, whose neighbours are likely to be busy.
 const PARALLEL_FROM: (usize, usize) = (1 << 18, 1 << 26);
@@ -50,6 +52,11 @@ pub fn product(shape: (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f3
     let (m, k, n) = shape;
     if m * n * k == 0 {
         return vec![0.0; m * n];
+    }
+    if m <= FEW_ROWS && a.col == 1 && b.row == 1 {
+        // It is soon done, so that handing out parts costs more than of a packed product.
+        assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
+        return dots(shape, (a.data, a.row), (b.data, b.col), worth_sharing(m * k * n / 4));
     }
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
     // SAFETY: the buffer holds m·n elements, n to a row. With a `keep` of zero each of them is written and none is read,
@@ -149,12 +156,34 @@ mod tests {
 
     #[test]
     fn a_product_is_what_accumulating_into_zeros_gives() {
-        let a: Vec<f32> = (0..6 * 5).map(|i| (i as f32).sin()).collect();
+        let a: Vec<f32> = (0..40 * 5).map(|i| (i as f32).sin()).collect();
         let b: Vec<f32> = (0..7 * 5).map(|i| (i as f32).cos()).collect();
-        let mut zeros = vec![0.0; 6 * 7];
-        gemm((6, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t(), &mut zeros, 7, 0.0, 1.0);
-        assert_eq!(product((6, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t()), zeros);
+        let mut zeros = vec![0.0; 40 * 7];
+        gemm((40, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t(), &mut zeros, 7, 0.0, 1.0);
+        assert_eq!(product((40, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t()), zeros);
         assert_eq!(product((2, 0, 3), View::rows(&[], 1), View::rows(&[], 1)), [0.0; 6]);
+    }
+
+    #[test]
+    fn few_rows_have_the_sums_of_the_definition_whatever_their_number() {
+        // Lengths that leave a rest behind vectors and tiles, and rows that lie further apart than they are long.
+        for (m, k, n, gap) in [(1, 5, 1, 0), (3, 67, 8, 3), (7, 131, 200, 0), (32, 24, 295, 5)] {
+            let a: Vec<f32> = (0..m * (k + gap)).map(|i| (i as f32 * 0.37).sin()).collect();
+            let b: Vec<f32> = (0..n * (k + gap)).map(|i| (i as f32 * 0.11).cos()).collect();
+            let (views, shape) = ((View::rows(&a, k + gap), View::rows(&b, k + gap).t()), (m, k, n));
+            let run = || product(shape, views.0, views.1);
+            let few = run();
+            for (i, row) in few.chunks_exact(n).enumerate() {
+                for (j, value) in row.iter().enumerate() {
+                    let exact: f32 = (0..k).map(|l| a[i * (k + gap) + l] * b[j * (k + gap) + l]).sum();
+                    assert!((value - exact).abs() < 1e-4, "{m}x{k}x{n} at {i}, {j}: {value}, expected {exact}");
+                }
+            }
+            let alone = product((1, k, n), views.0, views.1);
+            assert_eq!(alone, few[..n], "a row's sums depend on its neighbours");
+            let inside = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run);
+            assert_eq!(inside, few);
+        }
     }
 
     #[test]
