@@ -158,7 +158,7 @@ pub enum LayerItem {
     Range(String),
 }
 
-/// The grid that a searched, re-fitted learned edit is the worst case of (METHOD: knowledge `adaptive`).
+/// The grid that a searched, re-fitted learned edit is the worst case of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Search {

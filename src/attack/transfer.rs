@@ -4,7 +4,7 @@
 //! target's at the block of the same relative depth, on every token where both cut a request into as many tokens, else on
 //! the last one. The first token is left out: its activations dwarf all others and say nothing.
 //!
-//! *Source*: "Activation space interventions can be transferred between large language models" (2025), METHOD §2. A
+//! *Source*: "Activation space interventions can be transferred between large language models" (2025). A
 //! deliberate difference: the way back of an affine map is a ridge regression of its own and no pseudo-inverse, which blows
 //! up the directions in which activations hardly vary.
 

@@ -1,6 +1,6 @@
 //! `et`: block-local neutralisation of learned edits, with the mathematics that the paper intends.
 //!
-//! *Source*: E.T. (2026), METHOD §1. For block l with original outputs `a(H)`, `m(H + a(H))` on clean inputs `H`, and a
+//! *Source*: E.T. (2026). For block l with original outputs `a(H)`, `m(H + a(H))` on clean inputs `H`, and a
 //! learned edit `Φ`: adapters on its seven maps are trained so that the adapted block computes on `Φ(H)` what the
 //! original computes on `H`, plus `λ` times the same on clean inputs. Deliberate differences from the reference: no
 //! dropout, scale 1 in training as in the merge, zero start, f32 factors, targets always from the ORIGINAL weights, both

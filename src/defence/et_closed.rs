@@ -1,8 +1,8 @@
 //! `et-closed`: block-local neutralisation map by map, by reduced-rank ridge regression instead of gradient descent.
 //!
-//! *Source*: METHOD §2. For each linear map with clean inputs `x`, edited inputs `x̃` of every edit of the bank and anchors
-//! `z`, the change `D` minimises `Σ‖(W+D)x̃ − W₀x‖² + λ‖(W+D)z − W₀z‖² + μ‖D‖²`. Maps are solved in the order in which the
-//! block computes (q, k, v; o; gate, up; down), each on what those before it now give: o aims for what it gave in the clean
+//! *Source*: our own, E.T.'s aim map by map. For each linear map with clean inputs `x`, edited inputs `x̃` of every edit of the
+//! bank and anchors `z`, the change `D` minimises `Σ‖(W+D)x̃ − W₀x‖² + λ‖(W+D)z − W₀z‖² + μ‖D‖²`. Maps are solved in the order in
+//! which the block computes (q, k, v; o; gate, up; down), each on what those before it now give: o aims for what it gave in the clean
 //! attention and down for what it gave in the clean feed-forward part, so errors that a norm or a softmax leaves are corrected there.
 //! Tokens weigh as in `et`: masked, and divided by their target's squared norm.
 

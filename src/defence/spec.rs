@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of `et`, the block-local neutralisation of METHOD §1 with its intended mathematics, and of `et-faithful`.
+/// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtSpec {
@@ -51,7 +51,7 @@ impl Default for EtSpec {
     }
 }
 
-/// Settings of `et-closed`, the same neutralisation in closed form (METHOD §2).
+/// Settings of `et-closed`, the same neutralisation in closed form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtClosedSpec {
@@ -132,7 +132,7 @@ pub enum Vector {
 }
 
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
-/// keep being re-trained (METHOD §2).
+/// keep being re-trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdversarialSpec {

@@ -4,7 +4,7 @@
 //! A probe a head, a vote a block, and for the heads that fire the least movement that takes their activations back to the
 //! harmless side. Whoever holds the weights can leave a monitor out, so it says nothing about how robust a model is.
 //!
-//! *Source*: RADIANT (arXiv 2501.15758), METHOD §4.
+//! *Source*: RADIANT (arXiv 2501.15758).
 
 mod file;
 pub mod monitor;

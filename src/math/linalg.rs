@@ -1,6 +1,6 @@
 //! Ridge regression in closed form, at full or reduced rank, in f64 on the host.
 //!
-//! *Source*: METHOD §2. With `G = Σ w·x·xᵀ + μI = LLᵀ` and `C = Σ w·e·xᵀ` the change that fits `e` best is
+//! *Source*: least squares with weights and a ridge. With `G = Σ w·x·xᵀ + μI = LLᵀ` and `C = Σ w·e·xᵀ` the change that fits `e` best is
 //! `D* = C·G⁻¹`; among all of rank r it is `SVD_r(C·L⁻ᵀ)·L⁻¹`, because `‖(D − D*)·L‖` is what is left.
 
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};

@@ -128,7 +128,7 @@ impl Manifest {
 
     /// Reads a statement whose signature has been verified.
     ///
-    /// *Errors* [`Error::Signature`] on `model.sig` for anything but the statement that FORMATS.md §4 describes:
+    /// *Errors* [`Error::Signature`] on `model.sig` for anything but the statement of the OpenSSF model-signing specification:
     /// another type, an unknown or repeated key, another serialisation, no files, a name that is absolute, repeated
     /// or climbs out of the folder, a root digest that the resources do not give.
     pub fn from_statement(payload: &[u8]) -> Result<Self> {
