@@ -43,7 +43,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. The result's memory is written once and not cleared beforehand.
+/// `a·b` for `a: [m, k]`, `b: [k, n]`, row by row. Few rows, or few columns, that lie along the summed dimension on both sides are
+/// multiplied where they are (see `dots`); everything else is packed.
 ///
 /// # Panics
 /// As [`gemm()`].
@@ -53,10 +54,19 @@ pub fn product(shape: (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f3
     if m * n * k == 0 {
         return vec![0.0; m * n];
     }
-    if m <= FEW_ROWS && a.col == 1 && b.row == 1 {
-        // It is soon done, so that handing out parts costs more than of a packed product.
+    if m.min(n) <= FEW_ROWS && a.col == 1 && b.row == 1 {
         assert!(a.fits(m, k) && b.fits(k, n), "matrix product reads outside its operands: {m}x{k}x{n}");
-        return dots(shape, (a.data, a.row), (b.data, b.col), worth_sharing(m * k * n / 4));
+        // It is soon done, so that handing out parts costs more than of a packed product.
+        let (rows, columns, parallel) = ((a.data, a.row), (b.data, b.col), worth_sharing(m * k * n / 4));
+        if m <= FEW_ROWS {
+            return dots((m, k, n), rows, columns, parallel);
+        }
+        let turned = dots((n, k, m), columns, rows, parallel);
+        let mut out = vec![0.0; m * n];
+        for (j, column) in turned.chunks_exact(m).enumerate() {
+            column.iter().zip(out[j..].iter_mut().step_by(n)).for_each(|(value, out)| *out = *value);
+        }
+        return out;
     }
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
     // SAFETY: the buffer holds m·n elements, n to a row. With a `keep` of zero each of them is written and none is read,
@@ -157,10 +167,10 @@ mod tests {
     #[test]
     fn a_product_is_what_accumulating_into_zeros_gives() {
         let a: Vec<f32> = (0..40 * 5).map(|i| (i as f32).sin()).collect();
-        let b: Vec<f32> = (0..7 * 5).map(|i| (i as f32).cos()).collect();
-        let mut zeros = vec![0.0; 40 * 7];
-        gemm((40, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t(), &mut zeros, 7, 0.0, 1.0);
-        assert_eq!(product((40, 5, 7), View::rows(&a, 5), View::rows(&b, 5).t()), zeros);
+        let b: Vec<f32> = (0..37 * 5).map(|i| (i as f32).cos()).collect();
+        let mut zeros = vec![0.0; 40 * 37];
+        gemm((40, 5, 37), View::rows(&a, 5), View::rows(&b, 5).t(), &mut zeros, 37, 0.0, 1.0);
+        assert_eq!(product((40, 5, 37), View::rows(&a, 5), View::rows(&b, 5).t()), zeros);
         assert_eq!(product((2, 0, 3), View::rows(&[], 1), View::rows(&[], 1)), [0.0; 6]);
     }
 
@@ -183,6 +193,8 @@ mod tests {
             assert_eq!(alone, few[..n], "a row's sums depend on its neighbours");
             let inside = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run);
             assert_eq!(inside, few);
+            let turned = product((n, k, m), View::rows(&b, k + gap), View::rows(&a, k + gap).t());
+            assert!((0..m * n).all(|i| few[i] == turned[i % n * m + i / n]), "{m}x{k}x{n} the other way round");
         }
     }
 
