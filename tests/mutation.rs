@@ -8,6 +8,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use immunise::math::seed::Stream;
 
 #[path = "fuzz/targets.rs"]
@@ -69,7 +70,15 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         }
         seed.truncate(LONGEST);
     }
+    seeds.extend(kept(target));
     seeds
+}
+
+/// What coverage-guided fuzzing of the same reader kept (tests/fuzz/corpus.py).
+fn kept(target: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fuzz/kept/{target}.txt"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.lines().map(|line| BASE64_STANDARD.decode(line).unwrap()).collect()
 }
 
 /// Changes `data` in one of the ways in which files are damaged or lie.
@@ -120,8 +129,8 @@ fn no_mutation_makes_a_reader_panic() {
         let mut runs = 0_u64;
         let mut slowest = Duration::ZERO;
         let end = Instant::now() + Duration::from_secs_f64(seconds);
-        while Instant::now() < end {
-            // The seeds themselves first.
+        // The seeds themselves first, and all of them.
+        while runs < seeds.len() as u64 || Instant::now() < end {
             let mut data =
                 seeds[if runs < seeds.len() as u64 { runs as usize } else { random.below(seeds.len()) }].clone();
             if runs >= seeds.len() as u64 {
