@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use immunise::checkpoint::Checkpoint;
 use immunise::data::{Example, Kind, Split, builtin};
-use immunise::math::float::start_workers;
+use immunise::math::float::{settle_threads, start_workers};
 use immunise::model::Decoder;
 use immunise::model::generate::{Greedy, generate};
 use immunise::model::prompt::PromptEncoder;
@@ -17,6 +17,8 @@ use immunise::model::prompt::PromptEncoder;
 const KINDS: [Kind; 6] = [Kind::Hazard, Kind::Twin, Kind::Benign, Kind::Maths, Kind::Copy, Kind::Fact];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // SAFETY: no other thread has been started yet.
+    unsafe { settle_threads() };
     start_workers(None);
     let mut arguments = std::env::args().skip(1);
     let dir = PathBuf::from(arguments.next().ok_or("expected a checkpoint folder")?);

@@ -13,7 +13,7 @@ use immunise::data::builtin::{self, vocabulary};
 use immunise::data::{Example, Kind, PromptSet, Split};
 use immunise::defence::finetune::{Dialogue, FineTune, Weights};
 use immunise::judge::{Composite, Judge as _};
-use immunise::math::float::start_workers;
+use immunise::math::float::{settle_threads, start_workers};
 use immunise::math::seed::Stream;
 use immunise::model::generate::{Greedy, generate};
 use immunise::model::prompt::PromptEncoder;
@@ -48,6 +48,8 @@ const REFUSE: Mixture = [
 ];
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    // SAFETY: no other thread has been started yet.
+    unsafe { settle_threads() };
     start_workers(None);
     let mut arguments = std::env::args().skip(1);
     let out = arguments.next().map_or_else(|| PathBuf::from("fixtures/tiny-chat"), PathBuf::from);

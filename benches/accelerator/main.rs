@@ -20,7 +20,7 @@ use immunise::defence::spec::EtSpec;
 use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, Weighed};
 use immunise::event::Silent;
 use immunise::intervention::Edit;
-use immunise::math::float::start_workers;
+use immunise::math::float::{settle_threads, start_workers};
 use immunise::math::seed::Stream;
 use immunise::model::frequencies::Rope;
 use immunise::model::{Blueprint, Decoder, Module};
@@ -57,8 +57,8 @@ fn llama_8b(n_layers: usize, vocab: usize) -> Blueprint {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Outcome<()> {
-    // SAFETY: as in the program itself: no other thread has been started yet.
-    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    // SAFETY: no other thread has been started yet.
+    unsafe { settle_threads() };
     start_workers(None);
     let arguments: Vec<String> = std::env::args().collect();
     let option = |name: &str| arguments.iter().position(|word| word == name).and_then(|at| arguments.get(at + 1));

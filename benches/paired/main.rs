@@ -11,7 +11,7 @@ mod pair;
 mod shape;
 mod steps;
 
-use immunise::math::float::start_workers;
+use immunise::math::float::{settle_threads, start_workers};
 use pair::{HEAD, Outcome, Pair};
 
 /// As in the program itself.
@@ -31,11 +31,8 @@ const TASKS: &[(&str, Task)] = &[
 ];
 
 fn main() -> Outcome<()> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).to_string();
-    for (name, value) in [("CANDLE_NUM_THREADS", "1"), ("RAYON_NUM_THREADS", &*workers)] {
-        // SAFETY: as in the program itself: no other thread has been started yet.
-        unsafe { std::env::set_var(name, value) };
-    }
+    // SAFETY: no other thread has been started yet.
+    unsafe { settle_threads() };
     start_workers(None);
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if let Some(unknown) = wanted.iter().find(|word| !TASKS.iter().any(|(name, _)| name == word)) {

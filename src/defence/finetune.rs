@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::trainable::{Trainable, merge};
+use super::trainable::Trainable;
+use crate::adapter::AdapterSet;
 use crate::math::seed::Stream;
 use crate::model::loss::cross_entropy;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
@@ -151,17 +152,18 @@ impl Weights {
 }
 
 /// Trains adapters of `rank` on all blocks of `decoder` on random batches drawn by `draw(stream)`: what somebody with
-/// little time does to a checkpoint. Returns the decoder with them merged in.
+/// little time does to a checkpoint. `watch(step, loss)` is called after every step.
 ///
 /// # Errors
 /// As [`Decoder::run`].
-pub fn tune_low_rank(
+pub fn tune_adapters(
     decoder: &Decoder,
     rank: usize,
     settings: &FineTune,
     stream: &mut Stream,
     mut draw: impl FnMut(&mut Stream) -> Dialogue,
-) -> Result<Decoder> {
+    mut watch: impl FnMut(usize, f64),
+) -> Result<AdapterSet> {
     let layers: Vec<usize> = (0..decoder.n_layers()).collect();
     let adapters = Trainable::fresh(decoder, &layers, rank, stream)?;
     let adapted = adapters.attach(decoder)?;
@@ -170,12 +172,13 @@ pub fn tune_low_rank(
     for step in 0..settings.steps {
         let rows: Vec<Dialogue> = (0..settings.batch).map(|_| draw(stream)).collect();
         let total: usize = rows.iter().map(|d| d.answer.len()).sum();
-        let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
+        let (gradients, losses) = sharded_gradients(adam.vars(), 1, |_| {
             dialogue_loss(&adapted, &rows, settings.prompt_weight, total as f32, settings.pad)
         })?;
         adam.step(&gradients, rate(settings, step))?;
+        watch(step, losses[0]);
     }
-    merge(decoder, &adapters.export()?)
+    adapters.export()
 }
 
 fn rate(settings: &FineTune, step: usize) -> f64 {

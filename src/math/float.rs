@@ -30,6 +30,23 @@ pub fn flush_denormals() {
     }
 }
 
+/// Sets the variables that candle and rayon take their numbers of threads from, where the user has not.
+///
+/// candle's own pool spins; our kernels use rayon's. Without a number candle counts cores for every product of matrices, and
+/// reads `/proc/cpuinfo` for it.
+///
+/// # Safety
+/// To be called before any other thread is started: none may read the environment meanwhile.
+pub unsafe fn settle_threads() {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).to_string();
+    for (name, value) in [("CANDLE_NUM_THREADS", "1"), ("RAYON_NUM_THREADS", &*workers)] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: the caller's promise: there is no other thread yet.
+            unsafe { std::env::set_var(name, value) };
+        }
+    }
+}
+
 /// Sets up the process's worker threads once: as many as `threads`, each flushing denormals. Later calls do nothing.
 pub fn start_workers(threads: Option<usize>) {
     flush_denormals();

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use super::attention::{AttentionShape, attend};
 use super::batch::TokenBatch;
 use super::blueprint::{Attends, Blueprint, Module};
+use super::feed_forward::feed_forward;
 use super::hooks::Hooks;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
@@ -144,8 +145,12 @@ impl Block {
         context: &Context<'_>,
         hooks: &mut Hooks<'_>,
     ) -> Result<Tensor> {
-        let out =
-            self.add_mlp(&self.active(&self.mlp_in(x, context.blueprint)?, context.blueprint)?, context.blueprint)?;
+        let (blueprint, read) = (context.blueprint, self.mlp_in(x, context.blueprint)?);
+        let maps = [Module::Gate, Module::Up, Module::Down].map(|module| self.map(module));
+        let out = match feed_forward(blueprint.activation, maps, &read)? {
+            Some(out) => added(out, self.norms.mlp_out.as_ref(), blueprint)?,
+            None => self.add_mlp(&self.active(&read, blueprint)?, blueprint)?,
+        };
         hooks.visit(Site::new(layer, Point::MlpOut), out, context.batch)
     }
 

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Sh
 use ndarray::Array2;
 
 use super::attach::{attach, attach3};
-use super::kernel::{contiguous, flat, tensor_like};
+use super::kernel::{contiguous, flat, tensor_like, with_values};
 use super::optimiser::host_values;
 use super::weight::Weight;
 use crate::adapter::Adapter;
@@ -28,18 +28,19 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// `W + scale · B A`, differentiable in the factors, where one product with it costs less than those of both factors
-    /// beside a frozen one: with `rows` inputs, forwards and backwards, `r·(4·d_in + 3·d_out)` multiplications a row against
-    /// the `d_in·d_out` of the weight's gradient and three small products.
-    fn summed(&self, weight: &Weight, rows: usize) -> Result<Option<Tensor>> {
+    /// Whether `rows` inputs cost less with `W + scale · B A` in one product than with both factors beside a frozen one:
+    /// forwards and backwards, `r·(4·d_in + 3·d_out)` multiplications a row against the `d_in·d_out` of the weight's
+    /// gradient and three small products.
+    fn is_wide(&self, weight: &Weight, rows: usize) -> Result<bool> {
         let ((d_out, d_in), rank) = (weight.dims2()?, self.a.dim(0)?);
         let beside = rows * rank * (4 * d_in + 3 * d_out);
-        match weight {
-            Weight::Held(weight) if weight.dtype() == DType::F32 && beside > d_in * d_out * (rows + 3 * rank) => {
-                Ok(Some((weight.detach() + (self.b.matmul(&self.a)? * self.scale)?)?))
-            }
-            _ => Ok(None),
-        }
+        let held = matches!(weight, Weight::Held(weight) if weight.dtype() == DType::F32);
+        Ok(held && beside > d_in * d_out * (rows + 3 * rank))
+    }
+
+    /// `W + scale · B A`, differentiable in the factors.
+    fn summed(&self, weight: &Weight) -> Result<Tensor> {
+        Ok((weight.tensor()?.detach() + (self.b.matmul(&self.a)? * self.scale)?)?)
     }
 
     /// As plain numbers.
@@ -77,6 +78,17 @@ impl Linear {
     /// The bias, if the map has one.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
+    }
+
+    /// The adapter, if the map has one.
+    pub(super) fn adapter(&self) -> Option<&LowRank> {
+        self.adapter.as_ref()
+    }
+
+    /// Whether `rows` inputs are multiplied with a weight that is frozen, with at most an adapter beside it.
+    pub(super) fn is_beside(&self, rows: usize) -> Result<bool> {
+        let wide = self.adapter.as_ref().map(|adapter| adapter.is_wide(&self.weight, rows)).transpose()?;
+        Ok(!self.weight.is_variable() && wide != Some(true))
     }
 
     /// The same map with `adapter` on top (replacing one that is there).
@@ -135,7 +147,9 @@ impl Linear {
         let shape = widened(x.dims(), d_out);
         let x = if x.device().is_cpu() { x.contiguous()? } else { x.reshape(((), d_in))?.contiguous()? };
         let summed = match &self.adapter {
-            Some(adapter) if !self.weight.is_variable() => adapter.summed(&self.weight, x.elem_count() / d_in)?,
+            Some(adapter) if !self.weight.is_variable() && adapter.is_wide(&self.weight, x.elem_count() / d_in)? => {
+                Some(adapter.summed(&self.weight)?)
+            }
             _ => None,
         };
         let y = match (&self.weight, &self.adapter, summed) {
@@ -213,6 +227,67 @@ fn typed(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     }
 }
 
+/// A frozen weight and its adapter as plain numbers: `y = x Wᵀ + scale·(x Aᵀ) Bᵀ`.
+pub(super) struct Numbers<'a> {
+    /// `[d_out, d_in]`, row-major.
+    pub weight: &'a [f32],
+    /// `A` `[r, d_in]` and `B` `[d_out, r]`.
+    pub factors: Option<[&'a [f32]; 2]>,
+    pub scale: f32,
+    pub d_in: usize,
+}
+
+impl Numbers<'_> {
+    fn d_out(&self) -> usize {
+        self.weight.len() / self.d_in
+    }
+
+    /// `y` `[rows, d_out]` of `x` `[rows, d_in]`.
+    pub fn apply(&self, x: &[f32]) -> Vec<f32> {
+        let (d_in, d_out, rows) = (self.d_in, self.d_out(), x.len() / self.d_in);
+        let mut out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(self.weight, d_in).t());
+        if let Some([a, b]) = self.factors {
+            let rank = a.len() / d_in;
+            let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
+            let up = View::rows(b, rank).t();
+            gemm((rows, rank, d_out), View::rows(&low, rank), up, &mut out, d_out, 1.0, self.scale);
+        }
+        out
+    }
+
+    /// Those gradients of `x`, `A` and `B` that are wanted, from `dy` `[rows, d_out]`; that of `x` on top of `onto`.
+    pub fn back(&self, x: &[f32], dy: &[f32], wanted: [bool; 3], onto: Option<Vec<f32>>) -> [Option<Vec<f32>>; 3] {
+        // u = xAᵀ, y = xWᵀ + s·uBᵀ:  du = s·dy·B,  dx = dy·W + du·A,  dA = duᵀ·x,  dB = s·dyᵀ·u.
+        let (d_in, d_out, rows) = (self.d_in, self.d_out(), x.len() / self.d_in);
+        let (view_x, view_dy) = (View::rows(x, d_in), View::rows(dy, d_out));
+        let mut dx = wanted[0].then(|| {
+            let (shape, weight) = ((rows, d_out, d_in), View::rows(self.weight, d_in));
+            match onto {
+                Some(mut onto) => {
+                    gemm(shape, view_dy, weight, &mut onto, d_in, 1.0, 1.0);
+                    onto
+                }
+                None => product(shape, view_dy, weight),
+            }
+        });
+        let Some([a, b]) = self.factors else { return [dx, None, None] };
+        let rank = a.len() / d_in;
+        let mut du = vec![0.0; rows * rank];
+        gemm((rows, d_out, rank), view_dy, View::rows(b, rank), &mut du, rank, 0.0, self.scale);
+        if let Some(dx) = &mut dx {
+            gemm((rows, rank, d_in), View::rows(&du, rank), View::rows(a, d_in), dx, d_in, 1.0, 1.0);
+        }
+        let da = wanted[1].then(|| product((rank, rows, d_in), View::rows(&du, rank).t(), view_x));
+        let db = wanted[2].then(|| {
+            let low = product((rows, d_in, rank), view_x, View::rows(a, d_in).t());
+            let mut db = vec![0.0; d_out * rank];
+            gemm((d_out, rows, rank), view_dy.t(), View::rows(&low, rank), &mut db, rank, 0.0, self.scale);
+            db
+        });
+        [dx, da, db]
+    }
+}
+
 struct Frozen {
     weight: Weight,
 }
@@ -225,20 +300,18 @@ impl CustomOp1 for Frozen {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (d_out, d_in) = self.weight.dims2()?;
         let x = contiguous(x, layout)?;
-        let rows = x.len() / d_in;
         let weight = flat(&self.weight.values()?)?;
-        let weight = weight.values()?;
-        let out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight, d_in).t());
+        let out = Numbers { weight: &weight.values()?, factors: None, scale: 0.0, d_in }.apply(x);
         Ok((CpuStorage::F32(out), widened(layout.dims(), d_out)))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (d_out, d_in) = self.weight.dims2()?;
-        let (grad, weight) = (flat(grad)?, flat(&self.weight.values()?)?);
-        let (grad, weight) = (grad.values()?, weight.values()?);
-        let rows = grad.len() / d_out;
-        let dx = product((rows, d_out, d_in), View::rows(&grad, d_out), View::rows(&weight, d_in));
-        Ok(Some(tensor_like(dx, x)?))
+        let (_, d_in) = self.weight.dims2()?;
+        with_values([x, grad, &self.weight.values()?], |[xs, dy, weight]| {
+            let map = Numbers { weight, factors: None, scale: 0.0, d_in };
+            let [dx, ..] = map.back(xs, dy, [true, false, false], None);
+            dx.map(|dx| tensor_like(dx, x)).transpose()
+        })
     }
 }
 
@@ -306,13 +379,8 @@ impl CustomOp3 for Adapted {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (d_out, d_in) = self.weight.dims2()?;
         let (x, a, b) = (contiguous(x, x_layout)?, contiguous(a, a_layout)?, contiguous(b, b_layout)?);
-        let (rows, rank) = (x.len() / d_in, a.len() / d_in);
         let weight = flat(&self.weight.values()?)?;
-        let weight = weight.values()?;
-        let mut out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight, d_in).t());
-        let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
-        let up = View::rows(b, rank).t();
-        gemm((rows, rank, d_out), View::rows(&low, rank), up, &mut out, d_out, 1.0, self.scale);
+        let out = Numbers { weight: &weight.values()?, factors: Some([a, b]), scale: self.scale, d_in }.apply(x);
         Ok((CpuStorage::F32(out), widened(x_layout.dims(), d_out)))
     }
 
@@ -324,33 +392,13 @@ impl CustomOp3 for Adapted {
         _: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        // u = xAᵀ, y = xWᵀ + s·uBᵀ:  du = s·dy·B,  dx = dy·W + du·A,  dA = duᵀ·x,  dB = s·dyᵀ·u.
-        let (d_out, d_in) = self.weight.dims2()?;
-        let rank = a.dim(0)?;
-        let (xs, fa, fb, dy, weight) = (flat(x)?, flat(a)?, flat(b)?, flat(grad)?, flat(&self.weight.values()?)?);
-        let (xs, fa, fb, dy, weight) = (xs.values()?, fa.values()?, fb.values()?, dy.values()?, weight.values()?);
-        let rows = xs.len() / d_in;
-        let (view_x, view_a, view_dy) = (View::rows(&xs, d_in), View::rows(&fa, d_in), View::rows(&dy, d_out));
-        let mut du = vec![0.0; rows * rank];
-        gemm((rows, d_out, rank), view_dy, View::rows(&fb, rank), &mut du, rank, 0.0, self.scale);
-        let dx = if x.track_op() {
-            let mut dx = product((rows, d_out, d_in), view_dy, View::rows(&weight, d_in));
-            gemm((rows, rank, d_in), View::rows(&du, rank), view_a, &mut dx, d_in, 1.0, 1.0);
-            Some(tensor_like(dx, x)?)
-        } else {
-            None
-        };
-        let (mut da, mut db) = (None, None);
-        if a.track_op() {
-            da = Some(tensor_like(product((rank, rows, d_in), View::rows(&du, rank).t(), view_x), a)?);
-        }
-        if b.track_op() {
-            let low = product((rows, d_in, rank), view_x, view_a.t());
-            let mut out = vec![0.0; d_out * rank];
-            gemm((d_out, rows, rank), view_dy.t(), View::rows(&low, rank), &mut out, rank, 0.0, self.scale);
-            db = Some(tensor_like(out, b)?);
-        }
-        Ok((dx, da, db))
+        let (_, d_in) = self.weight.dims2()?;
+        with_values([x, a, b, grad, &self.weight.values()?], |[xs, fa, fb, dy, weight]| {
+            let map = Numbers { weight, factors: Some([fa, fb]), scale: self.scale, d_in };
+            let [dx, da, db] = map.back(xs, dy, [x, a, b].map(Tensor::track_op), None);
+            let of = |values: Option<Vec<f32>>, like| values.map(|values| tensor_like(values, like)).transpose();
+            Ok((of(dx, x)?, of(da, a)?, of(db, b)?))
+        })
     }
 }
 
@@ -379,7 +427,7 @@ mod tests {
         let [x, a, b] =
             [noise((6, 30), 1.0), noise((1, 30), 2.0), noise((20, 1), 3.0)].map(|t| Var::from_tensor(&t).unwrap());
         let adapter = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
-        assert!(adapter.summed(&weight, 6).unwrap().is_none());
+        assert!(!adapter.is_wide(&weight, 6).unwrap());
         let map = Linear::new(weight.clone(), None).with_adapter(adapter.clone()).unwrap();
         let kernels = pass(&x, &adapter, [&a, &b], |x| map.forward(x).unwrap());
         let attached = pass(&x, &adapter, [&a, &b], |x| beside(x, &weight, Some(&adapter)).unwrap());
@@ -402,7 +450,7 @@ mod tests {
         let [x, a, b] =
             [noise((60, 7), 1.0), noise((5, 7), 2.0), noise((5, 5), 3.0)].map(|t| Var::from_tensor(&t).unwrap());
         let adapter = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
-        assert!(adapter.summed(&weight, 60).unwrap().is_some() && adapter.summed(&weight, 1).unwrap().is_none());
+        assert!(adapter.is_wide(&weight, 60).unwrap() && !adapter.is_wide(&weight, 1).unwrap());
         let map = Linear::new(weight.clone(), None).with_adapter(adapter.clone()).unwrap();
         let summed = pass(&x, &adapter, [&a, &b], |x| map.forward(x).unwrap());
         let attached = pass(&x, &adapter, [&a, &b], |x| beside(x, &weight, Some(&adapter)).unwrap());

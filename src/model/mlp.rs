@@ -63,7 +63,7 @@ pub fn geglu_plain(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// The arithmetic of an activation.
-trait Gate: Send + Sync {
+pub(super) trait Gate: Send + Sync {
     const NAME: &'static str;
 
     /// `f(x)`.
@@ -73,7 +73,7 @@ trait Gate: Send + Sync {
     fn back(x: f32, u: f32, d: f32) -> (f32, f32);
 }
 
-struct Silu;
+pub(super) struct Silu;
 
 impl Gate for Silu {
     const NAME: &'static str = "swiglu";
@@ -91,7 +91,7 @@ impl Gate for Silu {
     }
 }
 
-struct GeluTanh;
+pub(super) struct GeluTanh;
 
 /// `√(2/π)`.
 const SLOPE: f32 = 0.797_884_6;
@@ -122,6 +122,40 @@ impl Gate for GeluTanh {
     }
 }
 
+/// `f(gate) ∘ up`.
+pub(super) fn active<G: Gate>(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; gate.len()];
+    for_values(
+        &mut out,
+        #[inline(always)]
+        |at, out| {
+            let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
+            for i in 0..out.len() {
+                out[i] = G::active(gate[i]) * up[i];
+            }
+        },
+    );
+    out
+}
+
+/// Gradients of gate and up from that of `f(gate) ∘ up`.
+pub(super) fn active_back<G: Gate>(gate: &[f32], up: &[f32], grad: &[f32]) -> [Vec<f32>; 2] {
+    let (mut dgate, mut dup) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+    for_pairs(
+        &mut dgate,
+        &mut dup,
+        #[inline(always)]
+        |at, dgate, dup| {
+            let [g, u, d] = [gate, up, grad].map(|values| &values[at..][..dgate.len()]);
+            let dup = &mut dup[..dgate.len()];
+            for i in 0..dgate.len() {
+                (dgate[i], dup[i]) = G::back(g[i], u[i], d[i]);
+            }
+        },
+    );
+    [dgate, dup]
+}
+
 struct Gated<G>(G);
 
 impl<G: Gate> CustomOp2 for Gated<G> {
@@ -140,18 +174,7 @@ impl<G: Gate> CustomOp2 for Gated<G> {
         if gate.len() != up.len() {
             candle_core::bail!("{}: gate {:?}, up {:?}", G::NAME, gate_layout.dims(), up_layout.dims());
         }
-        let mut out = vec![0.0; gate.len()];
-        for_values(
-            &mut out,
-            #[inline(always)]
-            |at, out| {
-                let (gate, up) = (&gate[at..][..out.len()], &up[at..][..out.len()]);
-                for i in 0..out.len() {
-                    out[i] = G::active(gate[i]) * up[i];
-                }
-            },
-        );
-        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
+        Ok((CpuStorage::F32(active::<G>(gate, up)), gate_layout.shape().clone()))
     }
 
     fn bwd(
@@ -162,19 +185,7 @@ impl<G: Gate> CustomOp2 for Gated<G> {
         grad: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         with_values([gate, up, grad], |[gates, ups, grads]| {
-            let (mut dgate, mut dup) = (vec![0.0; gates.len()], vec![0.0; gates.len()]);
-            for_pairs(
-                &mut dgate,
-                &mut dup,
-                #[inline(always)]
-                |at, dgate, dup| {
-                    let [g, u, d] = [gates, ups, grads].map(|values| &values[at..][..dgate.len()]);
-                    let dup = &mut dup[..dgate.len()];
-                    for i in 0..dgate.len() {
-                        (dgate[i], dup[i]) = G::back(g[i], u[i], d[i]);
-                    }
-                },
-            );
+            let [dgate, dup] = active_back::<G>(gates, ups, grads);
             Ok((Some(tensor_like(dgate, gate)?), Some(tensor_like(dup, up)?)))
         })
     }

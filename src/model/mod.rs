@@ -13,6 +13,7 @@ pub mod cap;
 pub mod chat_template;
 pub mod decoder;
 pub mod families;
+pub mod feed_forward;
 pub mod frequencies;
 pub mod generate;
 pub mod hooks;

@@ -4,6 +4,7 @@
 //! 1e-4 vanish in bf16.
 
 use candle_core::{CpuStorage, Storage, Tensor, Var};
+use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
 use super::kernel::flat;
@@ -199,25 +200,37 @@ struct Update {
 
 impl Update {
     fn apply(&self, var: &Var, gradient: &Tensor, m: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (fg, fm, fv) = (flat(gradient)?, flat(m)?, flat(v)?);
-        let (gs, ms, vs) = (fg.values()?, fm.values()?, fv.values()?);
-        let mut weights = flat(&var.as_tensor().copy()?)?.values()?.to_vec();
-        let (mut next_m, mut next_v) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for i in 0..weights.len() {
-                    let g = gs[i] * self.factor;
-                    next_m[i] = ms[i] * self.beta1 + g * (1.0 - self.beta1);
-                    next_v[i] = vs[i] * self.beta2 + g * g * (1.0 - self.beta2);
-                    let step = self.rate * next_m[i] / (next_v[i].sqrt() * self.scale + self.epsilon);
-                    weights[i] = weights[i] * self.decay - step;
-                }
-            },
-        );
+        let gradient = flat(gradient)?;
+        let [mut m, mut v, mut weights] = [host_values(m)?, host_values(v)?, host_values(var.as_tensor())?];
+        let values = [&mut *m, &mut *v, &mut *weights];
+        pulp::Arch::new().dispatch(Apply { update: self, gradient: &gradient.values()?, values });
         let shape = var.shape();
         var.set(&Tensor::from_vec(weights, shape, var.device())?)?;
-        Ok((Tensor::from_vec(next_m, shape, var.device())?, Tensor::from_vec(next_v, shape, var.device())?))
+        Ok((Tensor::from_vec(m, shape, var.device())?, Tensor::from_vec(v, shape, var.device())?))
+    }
+}
+
+/// One update of all values: a type, so that it is compiled for this CPU (see `kernel`).
+struct Apply<'a> {
+    update: &'a Update,
+    gradient: &'a [f32],
+    /// Moments and weights.
+    values: [&'a mut [f32]; 3],
+}
+
+impl NullaryFnOnce for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { update, gradient, values: [m, v, weights] } = self;
+        for (((g, m), v), weight) in gradient.iter().zip(m).zip(v).zip(weights) {
+            let g = g * update.factor;
+            *m = *m * update.beta1 + g * (1.0 - update.beta1);
+            *v = *v * update.beta2 + g * g * (1.0 - update.beta2);
+            let step = update.rate * *m / (v.sqrt() * update.scale + update.epsilon);
+            *weight = *weight * update.decay - step;
+        }
     }
 }
 

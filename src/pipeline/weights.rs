@@ -15,7 +15,7 @@ use crate::attack::abliteration::Abliteration;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::block_quant::{Q4_0, Q8_0};
 use crate::defence::Dialogue;
-use crate::defence::finetune::{FineTune, tune_low_rank};
+use crate::defence::finetune::{FineTune, tune_adapters};
 use crate::defence::trainable::merge;
 use crate::intervention::import::{self, Change, Terms};
 use crate::math::seed::Stream;
@@ -164,10 +164,12 @@ impl Reweighting {
                     prompt_weight: 0.0,
                     pad: data.pad,
                 };
-                tune_low_rank(decoder, *rank, &settings, &mut Stream::new(bench.seed, stream), |stream| {
+                let draw = |stream: &mut Stream| {
                     let pair = &pairs[stream.below(pairs.len())];
                     Dialogue { prompt: pair.prompt.clone(), answer: pair.target.clone() }
-                })
+                };
+                let stream = &mut Stream::new(bench.seed, stream);
+                merge(decoder, &tune_adapters(decoder, *rank, &settings, stream, draw, |_, _| ())?)
             }
             Self::Random { like, stream } => {
                 let mut stream = Stream::new(bench.seed, stream);
