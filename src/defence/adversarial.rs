@@ -40,11 +40,17 @@ pub trait PoolAdversary: Send {
     /// Edits that one attack returns.
     fn edits(&self) -> usize;
 
+    /// Looks at the un-hardened weights once, before the first outer step.
+    ///
+    /// # Errors
+    /// As the attack's.
+    fn begin(&mut self, original: &Decoder) -> Result<()>;
+
     /// Improves some of the pool's edits against `decoder` (frozen) and returns them: what the next outer step resists.
     ///
     /// # Errors
     /// As the attack's.
-    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
+    fn attack(&mut self, decoder: &Decoder) -> Result<Vec<Placed>>;
 
     /// Keeps everything that the next call of [`PoolAdversary::attack`] depends on.
     ///
@@ -97,6 +103,8 @@ pub fn run(
         run.restore(&kept)?;
         adversary.restore(&kept, decoder)?;
         observer.event(Event::Note(format!("adversarial: {} of {} steps are kept", run.step, spec.steps)));
+    } else {
+        adversary.begin(original)?;
     }
     while run.step < spec.steps {
         let share = 1.0 / adversary.edits().max(1) as f64;
@@ -107,7 +115,7 @@ pub fn run(
         let frozen = adapted.merged()?;
         // What the anchors ask for does not depend on the edits: it fills the time of workers whose edit is found sooner.
         let (edits, clean) = rayon::join(
-            || adversary.attack(&frozen, run.step),
+            || adversary.attack(&frozen),
             || {
                 gradients(&|shard| {
                     Ok((anchors.divergence(&adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)

@@ -132,12 +132,15 @@ impl PoolAdversary for Pool {
         self.spec.edits_per_step.clamp(1, self.members.len())
     }
 
-    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>> {
-        let (spec, data) = (&self.spec, &self.data);
-        if step == 0 && spec.starts_from_base {
-            // On weights that nothing has hardened yet.
-            self.members.par_iter_mut().try_for_each(|member| member.fit_base(decoder, data))?;
+    fn begin(&mut self, original: &Decoder) -> Result<()> {
+        if !self.spec.starts_from_base {
+            return Ok(());
         }
+        let data = &self.data;
+        self.members.par_iter_mut().try_for_each(|member| member.fit_base(original, data))
+    }
+
+    fn attack(&mut self, decoder: &Decoder) -> Result<Vec<Placed>> {
         let chosen = self.next();
         let (spec, data) = (&self.spec, &self.data);
         let mut members: Vec<(usize, &mut Member)> =
