@@ -9,13 +9,15 @@ use immunise::Result;
 use immunise::adapter::AdapterSet;
 use immunise::data::{Kind, Split, builtin};
 use immunise::defence::et::{self, Faults};
-use immunise::defence::et_closed;
-use immunise::defence::spec::{EtClosedSpec, EtSpec};
+use immunise::defence::et_closed::{self, Reach};
+use immunise::defence::harm_vector;
+use immunise::defence::spec::{EtClosedSpec, EtSpec, HarmVectorSpec};
 use immunise::defence::trainable::{Trainable, merge};
-use immunise::defence::{Adversary, BlockOutcome, DefenceData, Dialogue, Forgetful, Given};
+use immunise::defence::{Adversary, BlockOutcome, Compliant, DefenceData, Dialogue, Forgetful, Given};
 use immunise::event::Silent;
-use immunise::intervention::Edit;
+use immunise::intervention::{Edit, Positions};
 use immunise::math::seed::Stream;
+use immunise::model::loss::cross_entropy;
 use immunise::model::optimiser::host_values;
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
 
@@ -242,7 +244,7 @@ fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOu
     let mut store = Forgetful::default();
     let (decoder, data) = (decoder(), data(0));
     let given = Given { weights: (&decoder).into(), data: &data, adversary, seed: 5 };
-    let outcome = et_closed::run(spec, &[1], &given, &Silent, &mut store).unwrap();
+    let outcome = et_closed::run(spec, Reach::Own, &[1], &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
 
@@ -264,4 +266,82 @@ fn the_closed_form_changes_nothing_where_nothing_is_edited() {
     let spec = EtClosedSpec { bank: 1, rounds: 1, ..EtClosedSpec::default() };
     let (adapters, _) = closed(&spec, &Scripted::new(identity, 0.0));
     assert!(adapters.iter().all(|(_, adapter)| largest(adapter.delta()) < 1e-5));
+}
+
+#[test]
+fn a_block_that_has_met_what_comes_down_the_stream_ignores_more_of_it() {
+    let (decoder, data) = (decoder(), data(0));
+    let (prompts, answers): (Vec<_>, Vec<_>) =
+        data.hazards.iter().map(|hazard| (hazard.prompt.clone(), hazard.answer.clone())).unzip();
+    let batch = TokenBatch::dialogues(&prompts, &answers, 0);
+    let edit = strong(0).place(&Device::Cpu).unwrap();
+    let input = |mut hooks: Hooks<'_>| {
+        let embedded = decoder.embed(&batch).unwrap();
+        decoder.run(0..1, &embedded, &batch, &mut hooks, None).unwrap()
+    };
+    let outputs = |decoder: &Decoder, input: &Tensor| {
+        let (attention, mlp) = decoder.block_outputs(1, input, &batch).unwrap();
+        // Padding and the first token are nobody's aim.
+        let mask = batch.token_mask(1, &Device::Cpu).unwrap();
+        let tokens = |t: Tensor| host_values(&t.flatten(0, 1).unwrap().broadcast_mul(&mask).unwrap()).unwrap();
+        [tokens(attention), tokens(mlp)].concat()
+    };
+    let (clean, edited) = (input(Hooks::none()), input(Hooks::edit(&edit, Positions::All)));
+    let wanted = outputs(&decoder, &clean);
+    let distance = |decoder: &Decoder| {
+        let squares = outputs(decoder, &edited).into_iter().zip(&wanted).map(|(a, b)| f64::from(a - b).powi(2));
+        squares.sum::<f64>()
+    };
+    let [own, earlier] = [Reach::Own, Reach::Earlier].map(|reach| {
+        let spec = EtClosedSpec { rank: 0, bank: 1, rounds: 1, lambda: 0.01, mu: 1e-6, ..EtClosedSpec::default() };
+        let adversary = Scripted::new(strong, 0.0);
+        let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, seed: 5 };
+        let mut store = Forgetful::default();
+        let outcome = et_closed::run(&spec, reach, &[0, 1], &given, &Silent, &mut store).unwrap();
+        let of_block_1 = outcome.adapters.iter().filter(|(name, _)| name.contains("layers.1."));
+        let adapters = of_block_1.map(|(name, adapter)| (name.clone(), adapter.clone())).collect();
+        distance(&merge(&decoder, &adapters).unwrap())
+    });
+    let before = distance(&decoder);
+    assert!(earlier < 0.7 * before.min(own), "{before} → own edits {own}, earlier ones too {earlier}");
+}
+
+#[test]
+fn taking_compliance_out_of_the_weights_makes_it_less_likely() {
+    let decoder = decoder();
+    let mut data = data(0);
+    let comply =
+        |(i, _): (usize, &Dialogue)| Some(Compliant { answer: vec![7, 9, 11 + (i % 2) as u32], opening: None });
+    data.compliant = data.hazards.iter().enumerate().map(comply).collect();
+    let nats = |decoder: &Decoder| {
+        let mut total = 0.0;
+        for (hazard, compliant) in data.hazards.iter().zip(&data.compliant) {
+            let answer = compliant.as_ref().unwrap().answer.clone();
+            let batch = TokenBatch::dialogues(std::slice::from_ref(&hazard.prompt), &[answer], 0);
+            let hidden = decoder.hidden(&batch, &mut Hooks::none(), None).unwrap();
+            let (positions, targets) = batch.answer_targets();
+            let weights = vec![1.0; targets.len()];
+            let logits = decoder.logits_at(&hidden, &positions).unwrap();
+            total += cross_entropy(&logits, &targets, &weights).unwrap().to_scalar::<f32>().unwrap();
+        }
+        total
+    };
+    let changed = |steps: usize, keep: f64| {
+        let spec = HarmVectorSpec { steps, batch: 6, learning_rate: 1e-2, keep: None, scale: 1.0 };
+        let weights = (&decoder).into();
+        harm_vector::run(&spec, ("hdr", keep), &[0, 1, 2], weights, &data, 5, &Silent).unwrap().adapters
+    };
+    assert!(changed(0, 1.0).iter().all(|(_, adapter)| largest(adapter.delta()) == 0.0));
+    let [whole, tenth] = [1.0, 0.1].map(|keep| changed(20, keep));
+    let (numbers, zeros) = tenth.iter().fold((0, 0), |(numbers, zeros), (_, adapter)| {
+        let delta = adapter.delta();
+        (numbers + delta.len(), zeros + delta.iter().filter(|value| **value == 0.0).count())
+    });
+    assert!((0.89..0.91).contains(&(zeros as f64 / numbers as f64)), "{zeros} of {numbers} are zero");
+    let [before, less, least] = [None, Some(&tenth), Some(&whole)]
+        .map(|set| set.map_or_else(|| nats(&decoder), |set| nats(&merge(&decoder, set).unwrap())));
+    assert!(before < less && less < least, "{before}, then {less}, then {least}");
+    data.compliant = vec![None; data.hazards.len()];
+    let error = harm_vector::run(&HarmVectorSpec::default(), ("hdr", 1.0), &[0], (&decoder).into(), &data, 5, &Silent);
+    assert!(error.unwrap_err().to_string().contains("compliant answer"));
 }

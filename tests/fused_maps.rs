@@ -113,6 +113,6 @@ fn gradient_descent_gives_the_same_changes() {
 fn the_closed_form_gives_the_same_changes() {
     let spec = EtClosedSpec { rank: 2, bank: 1, rounds: 1, ..EtClosedSpec::default() };
     same_in_both_layouts(|given| {
-        et_closed::run(&spec, &[1], given, &Silent, &mut Forgetful::default()).unwrap().adapters
+        et_closed::run(&spec, et_closed::Reach::Own, &[1], given, &Silent, &mut Forgetful::default()).unwrap().adapters
     });
 }

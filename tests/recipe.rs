@@ -94,7 +94,7 @@ thresholds:
         "schema: expected 1, got 2 (line 1)",
         "name: expected up to 64 of `a-z0-9-._`, got `Bad Name` (line 2)",
         "sead: unknown key; did you mean `seed`? (line 3)",
-        "stages.0.kind: expected one of `et`, `et-faithful`, `et-closed`, `adversarial`, got `ett`; did you mean `et`? (line 5)",
+        "stages.0.kind: expected one of `et`, `et-faithful`, `et-closed`, `et-propagated`, `hdr-taskvec`, `hdr-topk`, `adversarial`, got `ett`; did you mean `et`? (line 5)",
         "stages.1.rnak: unknown key; did you mean `rank`? (line 7)",
         "stages.1.steps: expected a whole number, 0 or more, got `many` (line 8)",
         "did you mean `noreft`? (line 12)",

@@ -69,7 +69,9 @@ pub fn run() -> Outcome<Vec<Pair>> {
     let descent = EtSpec { prompts: TRAIN, anchors: 0, rounds: 1, steps: 60, ..EtSpec::default() };
     let store = Forgetful::default;
     let stages: [(&str, &dyn Fn() -> immunise::Result<StageOutcome>); 2] = [
-        ("et-closed, rank 8", &|| et_closed::run(&closed, &[LAYER], &given, &Silent, &mut store())),
+        ("et-closed, rank 8", &|| {
+            et_closed::run(&closed, et_closed::Reach::Own, &[LAYER], &given, &Silent, &mut store())
+        }),
         ("et, rank 2, 60 steps", &|| et::run(&descent, Faults::Avoided, &[LAYER], &given, &Silent, &mut store())),
     ];
     let mut rows = Vec::new();

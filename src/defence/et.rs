@@ -55,6 +55,7 @@ pub fn run(
 ) -> Result<StageOutcome> {
     let settings = Local {
         name: NAME,
+        earlier: false,
         bank: 1,
         rounds: spec.rounds,
         accept_below: spec.accept_below,

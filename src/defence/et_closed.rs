@@ -29,19 +29,34 @@ const STEPS: [&[Module]; 4] =
 /// Name of its units, streams and events.
 pub const NAME: &str = "et-closed";
 
-/// Hardens each of `layers` against edits of its own input.
+/// Which edits a block is trained against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of its own input.
+    Own,
+    /// `et-propagated`: those of the hardened blocks before it as well. An edit's own contribution stays in the stream by
+    /// design, so every later block reads what the original's blocks have made of it on the way.
+    Earlier,
+}
+
+/// Hardens each of `layers` against edits within `reach`.
 ///
 /// # Errors
 /// Those of the adversary, of [`Decoder::run`] and of the store.
 pub fn run(
     spec: &EtClosedSpec,
+    reach: Reach,
     layers: &[usize],
     given: &Given<'_>,
     observer: &dyn Observer,
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let settings = Local {
-        name: NAME,
+        name: match reach {
+            Reach::Own => NAME,
+            Reach::Earlier => "et-propagated",
+        },
+        earlier: reach == Reach::Earlier,
         bank: spec.bank,
         rounds: spec.rounds,
         accept_below: spec.accept_below,

@@ -167,18 +167,31 @@ pub fn tune_adapters(
     let layers: Vec<usize> = (0..decoder.n_layers()).collect();
     let adapters = Trainable::fresh(decoder, &layers, rank, stream)?;
     let adapted = adapters.attach(decoder)?;
+    tune(&adapters, &adapted, settings, stream, &mut draw, &mut watch)?;
+    adapters.export()
+}
+
+/// Trains `changes`, which are attached in `adapted`, on random batches.
+pub(super) fn tune(
+    changes: &Trainable,
+    adapted: &Decoder,
+    settings: &FineTune,
+    stream: &mut Stream,
+    draw: &mut dyn FnMut(&mut Stream) -> Dialogue,
+    watch: &mut dyn FnMut(usize, f64),
+) -> Result<()> {
     let adam = AdamSettings { weight_decay: settings.weight_decay, clip: Some(1.0), ..Default::default() };
-    let mut adam = AdamW::new(adapters.vars(), adam);
+    let mut adam = AdamW::new(changes.vars(), adam);
     for step in 0..settings.steps {
         let rows: Vec<Dialogue> = (0..settings.batch).map(|_| draw(stream)).collect();
         let total: usize = rows.iter().map(|d| d.answer.len()).sum();
         let (gradients, losses) = sharded_gradients(adam.vars(), 1, |_| {
-            dialogue_loss(&adapted, &rows, settings.prompt_weight, total as f32, settings.pad)
+            dialogue_loss(adapted, &rows, settings.prompt_weight, total as f32, settings.pad)
         })?;
         adam.step(&gradients, rate(settings, step))?;
         watch(step, losses[0]);
     }
-    adapters.export()
+    Ok(())
 }
 
 fn rate(settings: &FineTune, step: usize) -> f64 {

@@ -14,7 +14,7 @@ use super::trainable::merge;
 use super::{BlockOutcome, Given, StageOutcome, UnitStore, Weighed};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::{Event, Observer};
-use crate::intervention::Placed;
+use crate::intervention::{Edit, Placed};
 use crate::math::seed::Stream;
 use crate::{Error, Result};
 
@@ -32,6 +32,8 @@ pub(super) trait BlockTrainer {
 pub(super) struct Local {
     /// Name of the stage: of its streams, its units and its events.
     pub name: &'static str,
+    /// Whether a block also meets the first edits of the blocks before it.
+    pub earlier: bool,
     /// Edits fitted before the first round.
     pub bank: usize,
     /// Attack–train rounds per block at most.
@@ -63,13 +65,20 @@ pub(super) fn run<T: BlockTrainer>(
             store.get(&block_unit(name, *layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?)))
         })
         .collect();
+    let lacking = layers.iter().any(|layer| !kept.contains_key(layer));
+    let firsts: BTreeMap<usize, Vec<Edit>> = if settings.earlier && lacking {
+        let fits = layers.par_iter().map(|layer| Ok((*layer, first_edits(settings, *layer, given)?)));
+        fits.collect::<Result<_>>()?
+    } else {
+        BTreeMap::new()
+    };
     let store = Mutex::new((store, 0));
     let units: Vec<Unit> = layers
         .par_iter()
         .map(|layer| {
             let (unit, fresh) = match kept.get(layer) {
                 Some(unit) => (unit.clone(), false),
-                None => (harden_block(settings, *layer, given, &make)?, true),
+                None => (harden_block(settings, *layer, given, &firsts, &make)?, true),
             };
             let key = block_unit(name, *layer);
             let mut guard = store.lock().map_err(|_| Error::input(&key, "another block's worker panicked"))?;
@@ -147,10 +156,17 @@ impl Stored {
     }
 }
 
+/// The edits of block `layer` that a stage begins with.
+fn first_edits(settings: Local, layer: usize, given: &Given<'_>) -> Result<Vec<Edit>> {
+    (0..settings.bank.max(1)).map(|attempt| given.adversary.fit(given.weights.current, layer, attempt)).collect()
+}
+
+/// Hardens one block; `firsts` has the first edits of others by block, or nothing.
 fn harden_block<T: BlockTrainer>(
     settings: Local,
     layer: usize,
     given: &Given<'_>,
+    firsts: &BTreeMap<usize, Vec<Edit>>,
     make: &(impl Fn(usize, &mut Stream) -> Result<T> + Sync),
 ) -> Result<Unit> {
     let Given { weights: Weighed { original, current: decoder }, data, adversary, seed } = *given;
@@ -158,10 +174,11 @@ fn harden_block<T: BlockTrainer>(
     let task = Neutralisation::new(layer, original, data, settings.sizes, &mut stream)?;
     let mut trainer = make(layer, &mut stream)?;
     // Nothing is dropped from the bank between rounds.
-    let first = settings.bank.max(1);
-    let mut bank = (0..first).map(|attempt| adversary.fit(decoder, layer, attempt)).collect::<Result<Vec<_>>>()?;
+    let mut bank = firsts.get(&layer).cloned().map_or_else(|| first_edits(settings, layer, given), Ok)?;
+    let first = bank.len();
     let asr_before = adversary.success(decoder, &bank[0])?;
-    let mut placed = bank.iter().map(|edit| edit.place(decoder.device())).collect::<Result<Vec<_>>>()?;
+    let earlier = firsts.range(..layer).flat_map(|(_, edits)| edits);
+    let mut placed = bank.iter().chain(earlier).map(|edit| edit.place(decoder.device())).collect::<Result<Vec<_>>>()?;
     let infected = task.infection(decoder, &placed[0])?;
     let mut outcome = BlockOutcome {
         layer,

@@ -6,6 +6,7 @@ mod anchor;
 pub mod et;
 pub mod et_closed;
 pub mod finetune;
+pub mod harm_vector;
 mod local;
 mod neutralise;
 pub mod spec;

@@ -4,7 +4,7 @@ use candle_core::{D, Tensor};
 
 use super::anchor::batch_of;
 use super::{DefenceData, Dialogue};
-use crate::intervention::Placed;
+use crate::intervention::{Placed, Positions};
 use crate::math::seed::Stream;
 use crate::model::loss::squared_distance;
 use crate::model::{Decoder, Hooks, Intervention as _, Point, Site, TokenBatch};
@@ -83,9 +83,15 @@ impl Neutralisation {
         Ok((cached.attention.error(&attention)? + cached.mlp.error(&mlp)?)?)
     }
 
-    /// The block's input under `edit`.
+    /// The block's input under `edit`, of its own input or, in the original, of that of blocks before it.
     pub fn edited(&self, edit: &Placed, cached: &Cached) -> Result<Tensor> {
-        edit.apply(Site::new(self.layer, Point::ResidPre), &cached.input)
+        let own = Site::new(self.layer, Point::ResidPre);
+        if edit.acts_at(own) {
+            return edit.apply(own, &cached.input);
+        }
+        let (original, batch) = (&self.original, &cached.batch);
+        let mut hooks = Hooks::edit(edit, Positions::All);
+        Ok(original.run(0..self.layer, &original.embed(batch)?, batch, &mut hooks, None)?.detach())
     }
 
     /// Mean relative error of the block's outputs on hazards under `edit`: 0 is complete neutralisation.

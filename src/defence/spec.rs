@@ -51,7 +51,7 @@ impl Default for EtSpec {
     }
 }
 
-/// Settings of `et-closed`, the same neutralisation in closed form.
+/// Settings of `et-closed`, the same neutralisation in closed form, and of `et-propagated`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtClosedSpec {
@@ -94,6 +94,29 @@ impl Default for EtClosedSpec {
             accept_below: 0.5,
             revert: false,
         }
+    }
+}
+
+/// Settings of `hdr-taskvec` and `hdr-topk`, which take out of the weights what complying with hazards adds to them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HarmVectorSpec {
+    /// Optimiser steps of complying.
+    pub steps: usize,
+    /// Hazards per step.
+    pub batch: usize,
+    /// Adam step size of the weights.
+    pub learning_rate: f64,
+    /// Share of the changed numbers that is taken out, the largest ones; all for `hdr-taskvec`, a tenth for `hdr-topk`
+    /// unless given.
+    pub keep: Option<f64>,
+    /// How often the change is taken out.
+    pub scale: f64,
+}
+
+impl Default for HarmVectorSpec {
+    fn default() -> Self {
+        Self { steps: 100, batch: 16, learning_rate: 1e-4, keep: None, scale: 2.0 }
     }
 }
 

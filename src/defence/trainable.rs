@@ -72,16 +72,20 @@ impl Change {
                 LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 1.0 }.on_host()
             }
             Self::Whole { weight, was } => {
-                let (d_out, d_in) = was.dims2()?;
                 let values = host_values(&(weight.as_tensor().detach() - was)?)?;
-                let delta = Array2::from_shape_vec((d_out, d_in), values)
+                let delta = Array2::from_shape_vec(was.dims2()?, values)
                     .map_err(|error| Error::input("weight under training", error.to_string()))?;
-                // The smaller identity is the other factor.
-                let (a, b) = if d_out < d_in { (delta, Array2::eye(d_out)) } else { (Array2::eye(d_in), delta) };
-                Adapter::new(a, b, 1.0)
+                whole(delta)
             }
         }
     }
+}
+
+/// A change as it is: the smaller identity is its other factor.
+fn whole(delta: Array2<f32>) -> Result<Adapter> {
+    let (d_out, d_in) = delta.dim();
+    let (a, b) = if d_out < d_in { (delta, Array2::eye(d_out)) } else { (Array2::eye(d_in), delta) };
+    Adapter::new(a, b, 1.0)
 }
 
 /// Changes of all seven maps of some blocks, f32 whatever the checkpoint stores.
@@ -188,10 +192,25 @@ impl Trainable {
     /// # Errors
     /// When a copy from the device fails.
     pub fn export(&self) -> Result<AdapterSet> {
+        self.exported(self.slots.iter().map(|slot| slot.change.on_host()))
+    }
+
+    /// As [`Trainable::export`], after `change` has been at all of them, each `[d_out, d_in]`.
+    ///
+    /// # Errors
+    /// As [`Trainable::export`], or when a value is not finite any more.
+    pub fn export_changed(&self, change: impl FnOnce(&mut [Array2<f32>])) -> Result<AdapterSet> {
+        let mut deltas =
+            self.slots.iter().map(|slot| Ok(slot.change.on_host()?.delta())).collect::<Result<Vec<_>>>()?;
+        change(&mut deltas);
+        self.exported(deltas.into_iter().map(whole))
+    }
+
+    fn exported(&self, adapters: impl Iterator<Item = Result<Adapter>>) -> Result<AdapterSet> {
         let mut set = AdapterSet::default();
-        for slot in &self.slots {
+        for (slot, adapter) in self.slots.iter().zip(adapters) {
             let WeightLocation { tensor, rows, of } = &slot.location;
-            set.add(tensor, rows.clone(), *of, slot.change.on_host()?)?;
+            set.add(tensor, rows.clone(), *of, adapter?)?;
         }
         Ok(set)
     }

@@ -56,7 +56,8 @@ impl Demand {
         let measuring = Self::of_measuring(device);
         let trained = recipe.stages.iter().map(|stage| match stage {
             // One block's activations only.
-            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) => 0,
+            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) | Stage::EtPropagated(..) => 0,
+            Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
             Stage::Adversarial(spec, _) => spec.batch * spec.edits_per_step + spec.anchor_batch,
         });
         let dialogues = trained.max().unwrap_or(0).max(measuring.dialogues);

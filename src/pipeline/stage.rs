@@ -6,9 +6,10 @@ use crate::Result;
 use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
-use crate::defence::spec::EtSpec;
+use crate::defence::spec::{EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::defence::{
     Adversary, DefenceData, Given, StageOutcome, UnitStore, Weighed, adversarial, block_unit, et, et_closed,
+    harm_vector,
 };
 use crate::event::Observer;
 use crate::intervention::{Edit, Positions};
@@ -58,19 +59,22 @@ pub fn run_stage(
             store,
         )
     };
+    let closed = |spec: &EtClosedSpec, reach: et_closed::Reach, store: &mut dyn UnitStore| {
+        let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
+        let given = Given { weights, data: &data.defence, adversary: &adversary, seed };
+        et_closed::run(spec, reach, layers, &given, observer, store)
+    };
+    let removal = |spec: &HarmVectorSpec, keep: f64| {
+        let terms = (stage.kind(), spec.keep.unwrap_or(keep));
+        harm_vector::run(spec, terms, layers, weights, &data.defence, seed, observer)
+    };
     match stage {
         Stage::Et(spec, _) => local(spec, et::Faults::Avoided, store),
         Stage::EtFaithful(spec, _) => local(spec, et::Faults::Reproduced, store),
-        Stage::EtClosed(spec, _) => {
-            let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-            et_closed::run(
-                spec,
-                layers,
-                &Given { weights, data: &data.defence, adversary: &adversary, seed },
-                observer,
-                store,
-            )
-        }
+        Stage::EtClosed(spec, _) => closed(spec, et_closed::Reach::Own, store),
+        Stage::EtPropagated(spec, _) => closed(spec, et_closed::Reach::Earlier, store),
+        Stage::HdrTaskvec(spec, _) => removal(spec, 1.0),
+        Stage::HdrTopk(spec, _) => removal(spec, 0.1),
         Stage::Adversarial(spec, _) => {
             let mut pool = Pool::new(spec, layers, &data.attack, seed)?;
             adversarial::run(spec, layers, weights, &data.defence, &mut pool, seed, observer, store)
@@ -84,7 +88,8 @@ pub fn block_units(stage: &Stage, layers: &[usize]) -> Option<Vec<String>> {
     let name = match stage {
         Stage::Et(..) | Stage::EtFaithful(..) => et::NAME,
         Stage::EtClosed(..) => et_closed::NAME,
-        Stage::Adversarial(..) => return None,
+        // Blocks share edits, or are trained together.
+        Stage::EtPropagated(..) | Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => return None,
     };
     Some(layers.iter().map(|layer| block_unit(name, *layer)).collect())
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::fields::{Problems, Section};
 use super::validate::Checked;
 use crate::attack::spec::Layers;
-use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
+use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec, HarmVectorSpec};
 
 /// Writes `{kind, layers, …the spec's own keys}`.
 fn write<S: Serializer>(s: S, kind: &str, layers: &Layers, spec: &impl Serialize) -> Result<S::Ok, S::Error> {
@@ -99,6 +99,12 @@ stages! {
     "et-faithful" => EtFaithful(EtSpec),
     /// Block-local neutralisation in closed form, map by map.
     "et-closed" => EtClosed(EtClosedSpec),
+    /// The same, where each block meets what edits of the blocks before it have become on the way, too.
+    "et-propagated" => EtPropagated(EtClosedSpec),
+    /// What complying with hazards changes in the weights, taken out of them.
+    "hdr-taskvec" => HdrTaskvec(HarmVectorSpec),
+    /// The largest numbers of that only.
+    "hdr-topk" => HdrTopk(HarmVectorSpec),
     /// Adapters trained against edits that keep being re-trained.
     "adversarial" => Adversarial(AdversarialSpec),
 }

@@ -8,7 +8,7 @@ use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite, layers};
 use crate::attack::spec::{Allowance, AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
-use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec};
+use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::error::{Error, Result};
 use crate::intervention::Positions;
 use crate::judge::guard::GuardSpec;
@@ -429,6 +429,16 @@ impl Checked for EtClosedSpec {
         problems.within(at, "lambda", self.lambda, 1e6);
         problems.positive(at, "mu", self.mu, 1e6);
         problems.within(at, "accept_below", self.accept_below, 1.0);
+    }
+}
+
+impl Checked for HarmVectorSpec {
+    fn check(&self, at: &str, problems: &mut Problems) {
+        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
+        problems.count(at, "batch", self.batch, 1, MAX_COUNT);
+        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        problems.within(at, "keep", self.keep.unwrap_or(1.0), 1.0);
+        problems.within(at, "scale", self.scale, 100.0);
     }
 }
 
