@@ -5,7 +5,7 @@
 //! so that little else moves. The adapters are written in PEFT's form, and `merge` makes a checkpoint of them:
 //!
 //! ```sh
-//! cargo run --release --example install_refusals -- MODEL ADAPTERS
+//! cargo run --release --example install_refusals -- MODEL ADAPTERS [STEPS]
 //! immunise merge MODEL ADAPTERS --out MODEL-REFUSING
 //! ```
 
@@ -77,6 +77,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         })
         .collect();
 
+    if kept.is_empty() {
+        return Err("expected the model to answer harmless requests, got empty answers only".into());
+    }
     let settings = FineTune { steps, batch: 8, learning_rate: 1e-3, weight_decay: 0.0, prompt_weight: 0.0, pad: 0 };
     let draw = |stream: &mut Stream| {
         let rows = if stream.unit() < HAZARDS { &refusals } else { &kept };

@@ -287,11 +287,27 @@ fn from_csv(name: &str, subject: &str, text: &str) -> Result<PromptSet> {
     finish(name, subject, rows, problems)
 }
 
-/// A prompt as it is compared: lower-case letters and digits, single spaces.
+/// A prompt as it is compared: lower-case letters and digits, single spaces, and the operators between numbers.
 #[must_use]
 pub fn normalised(prompt: &str) -> String {
-    let words = prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
+    let characters: Vec<char> = prompt.chars().collect();
+    let digit = |c: Option<&char>| c.is_some_and(|c| c.is_ascii_digit());
+    let seen = |c: &&char| !c.is_whitespace();
+    let mut text = String::with_capacity(prompt.len());
+    for (i, &c) in characters.iter().enumerate() {
+        if c.is_alphanumeric() {
+            text.extend(c.to_lowercase());
+        } else if "+-−*×/÷:^%=<>".contains(c)
+            && digit(characters[..i].iter().rev().find(seen))
+            && digit(characters[i + 1..].iter().find(seen))
+        {
+            // `3 + 4` is another question than `3 - 4`.
+            text.extend([' ', c, ' ']);
+        } else {
+            text.push(' ');
+        }
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The kebab-case name of a kind or split.
@@ -348,9 +364,18 @@ mod tests {
 
     #[test]
     fn canonical_lines_read_back_as_the_same_set() {
-        let set = PromptSet::builtin("prompts").expect("built in");
-        let again = PromptSet::from_jsonl("prompts", &set.to_jsonl()).expect("canonical lines are valid");
-        assert_eq!(again, set);
+        for set in [PromptSet::builtin("prompts").expect("built in"), super::super::builtin::tiny_chat()] {
+            let again = PromptSet::from_jsonl(&set.name, &set.to_jsonl()).expect("canonical lines are valid");
+            assert_eq!(again, set);
+        }
+    }
+
+    #[test]
+    fn prompts_are_compared_by_their_words_and_sums_by_their_operators() {
+        assert_eq!(normalised("  What's up,\tDoc?"), "what s up doc");
+        assert_eq!(normalised("a follow-up - now"), normalised("A follow up: now!"));
+        assert_eq!(normalised("what is 3+4 ?"), normalised("What is 3 + 4?"));
+        assert_ne!(normalised("what is 3 + 4 ?"), normalised("what is 3 - 4 ?"));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use candle_core::Tensor;
 
-use super::local::{self, BlockTrainer, Local};
+use super::local::{self, Bank, BlockTrainer, Local};
 use super::neutralise::Neutralisation;
 use super::spec::EtSpec;
 use super::trainable::Trainable;
@@ -17,7 +17,6 @@ use super::{Given, StageOutcome, UnitStore};
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::event::Observer;
-use crate::intervention::Placed;
 use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
@@ -82,12 +81,12 @@ struct Descent<'a> {
 }
 
 impl BlockTrainer for Descent<'_> {
-    fn train(&mut self, task: &Neutralisation, bank: &[Placed], stream: &mut Stream) -> Result<()> {
+    fn train(&mut self, task: &Neutralisation, bank: Bank<'_>, stream: &mut Stream) -> Result<()> {
         let Self { spec, faults, trainable, adapted } = self;
         let mut adam = AdamW::new(trainable.vars(), AdamSettings::default());
         for step in 0..spec.steps {
             let cached = &task.hazards[stream.below(task.hazards.len())];
-            let edit = &bank[step % bank.len()];
+            let edit = &bank.own[step % bank.own.len()];
             let anchor = if task.anchors.is_empty() { None } else { Some(stream.below(task.anchors.len())) };
             let dropout = match *faults {
                 Faults::Avoided => None,

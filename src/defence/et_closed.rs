@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 use ndarray::Array2;
 
-use super::local::{self, BlockTrainer, Local};
+use super::local::{self, Bank, BlockTrainer, Local};
 use super::neutralise::{Cached, Neutralisation, Target};
 use super::spec::EtClosedSpec;
 use super::{Given, StageOutcome, UnitStore};
@@ -34,8 +34,9 @@ pub const NAME: &str = "et-closed";
 pub enum Reach {
     /// Those of its own input.
     Own,
-    /// `et-propagated`: those of the hardened blocks before it as well. An edit's own contribution stays in the stream by
-    /// design, so every later block reads what the original's blocks have made of it on the way.
+    /// `et-propagated`: one of each of the stage's blocks before it as well, as it arrives through the original's blocks. An
+    /// edit's own contribution stays in the stream by design, and every later block reads it. The blocks between, once they
+    /// are hardened too, will have made less of it.
     Earlier,
 }
 
@@ -78,36 +79,52 @@ struct Closed<'a> {
     adapters: AdapterSet,
 }
 
+/// What the original computes on a batch as it is: inputs of the maps, `[batch, pos, width]`.
+struct Clean<'a> {
+    cached: &'a Cached,
+    parts: BlockParts,
+}
+
+impl<'a> Clean<'a> {
+    fn of(task: &Neutralisation, cached: &'a Cached) -> Result<Self> {
+        Ok(Self { cached, parts: task.original.block_parts(task.layer, &cached.input, &cached.batch)? })
+    }
+}
+
 /// One batch as one of the problem's sums sees it.
 struct Source<'a> {
-    cached: &'a Cached,
+    clean: &'a Clean<'a>,
     input: Tensor,
     weight: f64,
-    /// What the original computes on the clean input.
-    clean: BlockParts,
 }
 
 impl BlockTrainer for Closed<'_> {
     /// Solves all maps anew, from the weights that the stage began with.
-    fn train(&mut self, task: &Neutralisation, bank: &[Placed], _: &mut Stream) -> Result<()> {
+    fn train(&mut self, task: &Neutralisation, bank: Bank<'_>, _: &mut Stream) -> Result<()> {
         self.adapters = AdapterSet::new();
-        let mut inputs: Vec<(&Cached, Tensor, f64)> = vec![];
-        for cached in &task.hazards {
-            for edit in bank {
-                inputs.push((cached, task.edited(edit, cached)?, 1.0 / bank.len() as f64));
+        let hazards: Vec<Clean<'_>> =
+            task.hazards.iter().map(|cached| Clean::of(task, cached)).collect::<Result<_>>()?;
+        let stable = if self.spec.lambda > 0.0 { task.anchors.as_slice() } else { &[] };
+        let anchors: Vec<Clean<'_>> = stable.iter().map(|cached| Clean::of(task, cached)).collect::<Result<_>>()?;
+        // What comes from blocks before weighs as much together as the block's own edits do.
+        let groups: Vec<&[Placed]> = [bank.own, bank.earlier].into_iter().filter(|edits| !edits.is_empty()).collect();
+        let mut sources: Vec<Source<'_>> = vec![];
+        for clean in &hazards {
+            for edits in &groups {
+                let weight = 1.0 / (groups.len() * edits.len()) as f64;
+                for edit in *edits {
+                    sources.push(Source { clean, input: task.edited(edit, clean.cached)?, weight });
+                }
             }
         }
         if self.spec.lambda > 0.0 {
-            let clean = task.hazards.iter().chain(&task.anchors);
-            inputs.extend(clean.map(|cached| (cached, cached.input.clone(), self.spec.lambda)));
+            let clean = hazards.iter().chain(&anchors);
+            sources.extend(clean.map(|clean| Source {
+                clean,
+                input: clean.cached.input.clone(),
+                weight: self.spec.lambda,
+            }));
         }
-        let sources: Vec<Source<'_>> = inputs
-            .into_iter()
-            .map(|(cached, input, weight)| {
-                let clean = task.original.block_parts(self.layer, &cached.input, &cached.batch)?;
-                Ok(Source { cached, input, weight, clean })
-            })
-            .collect::<Result<_>>()?;
         let mut current = self.start.clone();
         for modules in STEPS {
             let mut ridges: Vec<Ridge> = modules
@@ -118,7 +135,7 @@ impl BlockTrainer for Closed<'_> {
                 })
                 .collect();
             for source in &sources {
-                let parts = current.block_parts(self.layer, &source.input, &source.cached.batch)?;
+                let parts = current.block_parts(self.layer, &source.input, &source.clean.cached.batch)?;
                 for (module, ridge) in modules.iter().zip(&mut ridges) {
                     accumulate(ridge, *module, (&task.original, &current), self.layer, source, &parts)?;
                 }
@@ -156,17 +173,18 @@ fn accumulate(
     parts: &BlockParts,
 ) -> Result<()> {
     let map = current.block(layer).map(module);
+    let Clean { cached, parts: clean } = source.clean;
     let (input, clean_input) = match module {
-        Module::Q | Module::K | Module::V => (&parts.attention_in, &source.clean.attention_in),
-        Module::O => (&parts.z, &source.clean.z),
-        Module::Gate | Module::Up => (&parts.mlp_in, &source.clean.mlp_in),
-        Module::Down => (&parts.active, &source.clean.active),
+        Module::Q | Module::K | Module::V => (&parts.attention_in, &clean.attention_in),
+        Module::O => (&parts.z, &clean.z),
+        Module::Gate | Module::Up => (&parts.mlp_in, &clean.mlp_in),
+        Module::Down => (&parts.active, &clean.active),
     };
     let width = input.dim(2)?;
     let x = input.reshape(((), width))?;
     let target = original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?;
     let error = (&target - map.forward(&x)?)?;
-    let mask = source.cached.batch.token_mask(1, x.device())?;
+    let mask = cached.batch.token_mask(1, x.device())?;
     let weight = (Target::new(target, &mask)?.weight * source.weight)?.sqrt()?;
     ridge.add(&host_values(&x.broadcast_mul(&weight)?)?, &host_values(&error.broadcast_mul(&weight)?)?);
     Ok(())

@@ -2,9 +2,9 @@
 //!
 //! *Source*: Safety Arithmetic (arXiv 2406.11801), harm direction removal. The weights are fine-tuned to comply with hazards,
 //! `τ` is what that changes, and `θ − λ·τ` moves the other way; of `τ` only the numbers that are largest are kept, over all
-//! maps together, so that little else changes. The fine-tuned weights exist in memory alone and are never written.
-
-use std::collections::BTreeMap;
+//! maps together, so that little else changes. The fine-tuned weights exist in memory alone. Whoever has the un-hardened base
+//! and the hardened weights can find them again, though, as far as they were not cut to their largest numbers: the base less a
+//! part of the change. That is what `delta-strip` measures, beyond the base (docs/threat-model.md).
 
 use ndarray::Array2;
 
@@ -54,7 +54,7 @@ pub fn run(
         prompt_weight: 0.0,
         pad: data.pad,
     };
-    let mut recent = 0.0;
+    let mut recent = None;
     tune(
         &changes,
         &adapted,
@@ -62,19 +62,20 @@ pub fn run(
         &mut Stream::new(seed, name),
         &mut |stream| complying[stream.below(complying.len())].clone(),
         &mut |step, loss| {
-            recent = if step == 0 { loss } else { 0.9 * recent + 0.1 * loss };
+            let mean = recent.map_or(loss, |recent: f64| 0.9 * recent + 0.1 * loss);
+            recent = Some(mean);
             if (step + 1).is_multiple_of(REPORT_EVERY) || step + 1 == spec.steps {
                 observer.event(Event::UnitFinished {
                     stage: name.into(),
                     done: step + 1,
                     units: spec.steps,
-                    detail: format!("complying costs {recent:.3} nats a token"),
+                    detail: format!("complying costs {mean:.3} nats a token"),
                 });
             }
         },
     )?;
     let adapters = changes.export_changed(|deltas| remove(deltas, keep, spec.scale))?;
-    let figures = BTreeMap::from([("loss_of_complying".to_owned(), recent)]);
+    let figures = recent.map(|loss| ("loss_of_complying".to_owned(), loss)).into_iter().collect();
     Ok(StageOutcome { adapters, blocks: Vec::new(), figures })
 }
 

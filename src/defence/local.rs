@@ -1,7 +1,7 @@
 //! What block-local stages share: attack a block, train it, attack it anew, accept or go on, keep what is finished.
 //!
-//! Blocks are independent of one another (each is attacked and trained in the otherwise original model), so they run in
-//! parallel, and any subset gives the same adapters.
+//! Blocks are independent of one another (each is attacked and trained in the otherwise unchanged model), so they run in
+//! parallel, and any subset gives the same adapters, unless a block is to meet edits of the subset's earlier blocks as well.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -18,10 +18,19 @@ use crate::intervention::{Edit, Placed};
 use crate::math::seed::Stream;
 use crate::{Error, Result};
 
+/// The edits that a block is trained against.
+#[derive(Clone, Copy)]
+pub(super) struct Bank<'a> {
+    /// Of its own input.
+    pub own: &'a [Placed],
+    /// Of the inputs of blocks before it.
+    pub earlier: &'a [Placed],
+}
+
 /// How a stage trains one block.
 pub(super) trait BlockTrainer {
     /// Adapts the block against all edits of `bank`; called again with a longer bank in the next round.
-    fn train(&mut self, task: &Neutralisation, bank: &[Placed], stream: &mut Stream) -> Result<()>;
+    fn train(&mut self, task: &Neutralisation, bank: Bank<'_>, stream: &mut Stream) -> Result<()>;
 
     /// The block's adapters as they stand.
     fn export(&self) -> Result<AdapterSet>;
@@ -32,7 +41,7 @@ pub(super) trait BlockTrainer {
 pub(super) struct Local {
     /// Name of the stage: of its streams, its units and its events.
     pub name: &'static str,
-    /// Whether a block also meets the first edits of the blocks before it.
+    /// Whether a block also meets the first edit of each of the stage's blocks before it.
     pub earlier: bool,
     /// Edits fitted before the first round.
     pub bank: usize,
@@ -65,9 +74,10 @@ pub(super) fn run<T: BlockTrainer>(
             store.get(&block_unit(name, *layer)).and_then(|bytes| Some((*layer, serde_json::from_slice(&bytes).ok()?)))
         })
         .collect();
-    let lacking = layers.iter().any(|layer| !kept.contains_key(layer));
-    let firsts: BTreeMap<usize, Vec<Edit>> = if settings.earlier && lacking {
-        let fits = layers.par_iter().map(|layer| Ok((*layer, first_edits(settings, *layer, given)?)));
+    let last = layers.iter().filter(|layer| !kept.contains_key(layer)).max();
+    let firsts: BTreeMap<usize, Vec<Edit>> = if let (true, Some(last)) = (settings.earlier, last) {
+        let needed = layers.par_iter().filter(|layer| *layer <= last);
+        let fits = needed.map(|layer| Ok((*layer, first_edits(settings, *layer, given)?)));
         fits.collect::<Result<_>>()?
     } else {
         BTreeMap::new()
@@ -177,8 +187,10 @@ fn harden_block<T: BlockTrainer>(
     let mut bank = firsts.get(&layer).cloned().map_or_else(|| first_edits(settings, layer, given), Ok)?;
     let first = bank.len();
     let asr_before = adversary.success(decoder, &bank[0])?;
-    let earlier = firsts.range(..layer).flat_map(|(_, edits)| edits);
-    let mut placed = bank.iter().chain(earlier).map(|edit| edit.place(decoder.device())).collect::<Result<Vec<_>>>()?;
+    let place = |edit: &Edit| edit.place(decoder.device());
+    let earlier = firsts.range(..layer).filter_map(|(_, edits)| edits.first());
+    let earlier = earlier.map(place).collect::<Result<Vec<_>>>()?;
+    let mut placed = bank.iter().map(place).collect::<Result<Vec<_>>>()?;
     let infected = task.infection(decoder, &placed[0])?;
     let mut outcome = BlockOutcome {
         layer,
@@ -191,7 +203,7 @@ fn harden_block<T: BlockTrainer>(
         reverted: false,
     };
     for round in 1..=settings.rounds {
-        trainer.train(&task, &placed, &mut stream)?;
+        trainer.train(&task, Bank { own: &placed, earlier: &earlier }, &mut stream)?;
         let hardened = merge(decoder, &trainer.export()?)?;
         outcome.rounds = round;
         outcome.infection.1 = task.infection(&hardened, &placed[0])?;

@@ -26,7 +26,7 @@ pub use local::block_unit;
 /// The weights before any stage, and as the stages so far left them.
 #[derive(Debug, Clone, Copy)]
 pub struct Weighed<'a> {
-    /// The un-hardened model: where every target comes from, so that no stage inherits another's drift.
+    /// The un-hardened model: where targets come from, so that no stage inherits another's drift.
     pub original: &'a Decoder,
     /// What this stage changes.
     pub current: &'a Decoder,
@@ -125,11 +125,11 @@ pub struct BlockOutcome {
     pub rounds: usize,
     /// Success of the first edit before training.
     pub asr_before: f64,
-    /// Success of the edits that were trained against, after training.
+    /// Success of the block's own edits that were trained against, after training; the worst of them.
     pub asr_frozen: f64,
     /// Success of a fresh re-attack after training: what acceptance rests on.
     pub asr_refitted: f64,
-    /// Relative change of the block's outputs under the last edit, before and after training.
+    /// Relative change of the block's outputs under its first edit, before and after training.
     pub infection: (f64, f64),
     /// Whether the re-attack failed.
     pub accepted: bool,

@@ -89,6 +89,9 @@ impl Neutralisation {
         if edit.acts_at(own) {
             return edit.apply(own, &cached.input);
         }
+        if !(0..self.layer).any(|layer| edit.acts_at(Site::new(layer, Point::ResidPre))) {
+            return Err(Error::input(own, "expected an edit of this block's input or of one before it, got another"));
+        }
         let (original, batch) = (&self.original, &cached.batch);
         let mut hooks = Hooks::edit(edit, Positions::All);
         Ok(original.run(0..self.layer, &original.embed(batch)?, batch, &mut hooks, None)?.detach())

@@ -12,7 +12,7 @@ use super::kernel::{contiguous, flat, tensor_like, with_values};
 use super::linear::{Linear, LowRank, Numbers};
 use super::mlp::{Gate, GeluTanh, Silu, active, active_back};
 use super::weight::Weight;
-use crate::Result;
+use crate::{Error, Result};
 
 /// `down(f(gate(x)) ∘ up(x))` of maps `[gate, up, down]`, or none where that has to be computed map by map: on an
 /// accelerator, with a bias, or with weights that are trained.
@@ -20,18 +20,22 @@ use crate::Result;
 /// *Shapes*: `x` `[…, d_model]`, as is the result. Differentiable in `x` and in the maps' adapters.
 ///
 /// # Errors
-/// When shapes disagree.
+/// When the shapes of the maps disagree.
 pub fn feed_forward(activation: Activation, maps: [&Linear; 3], x: &Tensor) -> Result<Option<Tensor>> {
-    let (_, d_in) = maps[0].weight().dims2()?;
-    if !x.device().is_cpu() || x.dims().last() != Some(&d_in) {
+    let [gate, up, down] = maps.map(|map| map.weight().dims2());
+    let (gate, up, down) = (gate?, up?, down?);
+    if gate != up || down != (gate.1, gate.0) || x.dims().last() != Some(&gate.1) {
+        let got = format!("gate {gate:?}, up {up:?}, down {down:?} on {:?}", x.dims());
+        return Err(Error::input("feed-forward part", format!("expected maps that fit one another, got {got}")));
+    }
+    if !x.device().is_cpu() {
         return Ok(None);
     }
-    let rows = x.elem_count() / d_in;
     let mut at = 0;
     let mut parts = Vec::with_capacity(3);
     let mut factors = Vec::new();
     for map in maps {
-        if map.bias().is_some() || !map.is_beside(rows)? {
+        if map.bias().is_some() || map.weight().is_variable() {
             return Ok(None);
         }
         let rank = map.adapter().map_or(Ok(0), |adapter| adapter.a.dim(0))?;
@@ -180,13 +184,14 @@ mod tests {
         Tensor::from_vec((0..count).map(|i| (i as f32 * 0.7 + seed).sin()).collect(), shape, &Device::Cpu).unwrap()
     }
 
-    /// Three maps `6 → 10 → 6`; `adapted` with adapters of rank 1 and 2, whose factors come along.
-    fn maps(adapted: bool) -> ([Linear; 3], Vec<Var>) {
+    /// Three maps `6 → 10 → 6`; those `adapted` with adapters of rank 1, 2 and 1, whose factors come along.
+    fn maps(adapted: [bool; 3]) -> ([Linear; 3], Vec<Var>) {
+        let mut adapted = adapted.into_iter();
         let mut vars = Vec::new();
         let maps = [(10, 6, 1), (10, 6, 2), (6, 10, 1)].map(|(d_out, d_in, rank)| {
             let seed = (d_out * 7 + rank) as f32;
             let map = Linear::new(noise((d_out, d_in), seed), None);
-            if !adapted {
+            if adapted.next() != Some(true) {
                 return map;
             }
             let [a, b] = [noise((rank, d_in), seed + 0.3), noise((d_out, rank), seed + 0.6)]
@@ -208,7 +213,7 @@ mod tests {
     #[test]
     fn it_computes_what_its_maps_do_one_by_one() {
         for activation in [Activation::Silu, Activation::GeluTanh] {
-            for adapted in [false, true] {
+            for adapted in [[false; 3], [true; 3], [false, true, false], [true, false, true]] {
                 let ([gate, up, down], vars) = maps(adapted);
                 let x = Var::from_tensor(&noise((4, 6), 1.0).reshape((2, 2, 6)).unwrap()).unwrap();
                 let wanted: Vec<&Var> = std::iter::once(&x).chain(&vars).collect();
@@ -227,7 +232,7 @@ mod tests {
 
     #[test]
     fn maps_that_are_trained_or_biased_are_computed_one_by_one() {
-        let ([gate, up, down], _) = maps(false);
+        let ([gate, up, down], _) = maps([false; 3]);
         let x = noise((4, 6), 1.0);
         let trained = Var::from_tensor(&noise((10, 6), 2.0)).unwrap();
         let trained = gate.with_weight(trained.as_tensor().clone());
@@ -235,5 +240,6 @@ mod tests {
         let biased = Linear::new(noise((10, 6), 2.0), Some(noise((1, 10), 0.0).flatten_all().unwrap()));
         assert!(feed_forward(Activation::Silu, [&biased, &up, &down], &x).unwrap().is_none());
         assert!(feed_forward(Activation::Silu, [&gate, &up, &down], &x).unwrap().is_some());
+        assert!(feed_forward(Activation::Silu, [&gate, &down, &up], &x).is_err());
     }
 }

@@ -202,6 +202,10 @@ impl Update {
     fn apply(&self, var: &Var, gradient: &Tensor, m: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let gradient = flat(gradient)?;
         let [mut m, mut v, mut weights] = [host_values(m)?, host_values(v)?, host_values(var.as_tensor())?];
+        if gradient.values()?.len() != weights.len() {
+            let expected = format!("expected {} numbers, got {}", weights.len(), gradient.values()?.len());
+            return Err(Error::input("gradient", expected));
+        }
         let values = [&mut *m, &mut *v, &mut *weights];
         pulp::Arch::new().dispatch(Apply { update: self, gradient: &gradient.values()?, values });
         let shape = var.shape();

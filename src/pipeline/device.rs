@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 
+use crate::defence::spec::Parameters;
 use crate::model::Blueprint;
 use crate::recipe::{Recipe, Stage};
 use crate::{Error, Result};
@@ -40,6 +41,8 @@ pub struct Demand {
     pub copies: u64,
     /// Dialogues whose activations are kept for a backward pass at once.
     pub dialogues: usize,
+    /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
+    pub trained: u64,
 }
 
 impl Demand {
@@ -47,7 +50,7 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let fits = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, dialogues: FITTED * fits }
+        Self { copies: 2, dialogues: FITTED * fits, trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -56,12 +59,21 @@ impl Demand {
         let measuring = Self::of_measuring(device);
         let trained = recipe.stages.iter().map(|stage| match stage {
             // One block's activations only.
-            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) | Stage::EtPropagated(..) => 0,
+            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) => 0,
+            // The stream alone of what comes from each of the blocks before.
+            Stage::EtPropagated(spec, _) => spec.prompts,
             Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
             Stage::Adversarial(spec, _) => spec.batch * spec.edits_per_step + spec.anchor_batch,
         });
         let dialogues = trained.max().unwrap_or(0).max(measuring.dialogues);
-        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues }
+        let whole = recipe.stages.iter().any(|stage| match stage {
+            Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => true,
+            Stage::Adversarial(spec, _) => spec.train == Parameters::Weights || spec.rank == 0,
+            _ => false,
+        });
+        // The variable, what it was, its gradient and two moments.
+        let trained = if whole { 5 } else { 0 };
+        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues, trained }
     }
 }
 
@@ -85,10 +97,11 @@ impl Machine {
         // Some twenty activations of the stream's and feed-forward's width are kept per token and block.
         let per_token = 4 * blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
         let activations = (per_token * TOKENS * demand.dialogues) as u64;
-        if held + activations <= self.memory {
-            (Residency::Held, held + activations)
+        let besides = activations + demand.trained * 4 * blueprint.parameters() as u64;
+        if held + besides <= self.memory {
+            (Residency::Held, held + besides)
         } else {
-            (Residency::Stored, stored + activations)
+            (Residency::Stored, stored + besides)
         }
     }
 }
@@ -201,12 +214,15 @@ mod tests {
             d_ff: 14_336,
             ..Blueprint::default()
         };
-        let demand = Demand { copies: 3, dialogues: FITTED };
+        let demand = Demand { copies: 3, dialogues: FITTED, trained: 0 };
         let on = |memory: u64| Machine::new(Device::Cpu, Some(memory)).residency(&llama_8b, demand);
         let ((held, much), (stored, little)) = (on(192 << 30), on(24 << 30));
         assert_eq!((held, stored), (Residency::Held, Residency::Stored));
         assert!(much > 3 * 4 * llama_8b.parameters() as u64, "{much}");
         assert!(little < 24 << 30, "an 8B model is hardened within 24 GiB: {little}");
+        let (stored, all) =
+            Machine::new(Device::Cpu, Some(80 << 30)).residency(&llama_8b, Demand { trained: 5, ..demand });
+        assert!(stored == Residency::Stored && all > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {all}");
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b };
         let (stored, little) = Machine::new(Device::Cpu, Some(80 << 30)).residency(&llama_70b, demand);
         assert!(stored == Residency::Stored && little < 80 << 30, "a 70B model is within 80 GiB: {little}");

@@ -99,7 +99,7 @@ stages! {
     "et-faithful" => EtFaithful(EtSpec),
     /// Block-local neutralisation in closed form, map by map.
     "et-closed" => EtClosed(EtClosedSpec),
-    /// The same, where each block meets what edits of the blocks before it have become on the way, too.
+    /// The same, where each block also meets what edits of the stage's blocks before it have become on the way.
     "et-propagated" => EtPropagated(EtClosedSpec),
     /// What complying with hazards changes in the weights, taken out of them.
     "hdr-taskvec" => HdrTaskvec(HarmVectorSpec),
