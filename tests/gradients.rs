@@ -3,7 +3,6 @@
 
 use candle_core::{Device, Tensor, Var};
 use immunise::Result;
-use immunise::defence::trainable::Trainable;
 use immunise::math::seed::Stream;
 use immunise::model::attention::{AttentionShape, attend, attend_plain};
 use immunise::model::cap::{soft_cap, soft_cap_plain};
@@ -13,7 +12,6 @@ use immunise::model::loss::{cross_entropy, kl_divergence, log_probabilities};
 use immunise::model::low_rank::{plus_low_rank, plus_low_rank_plain};
 use immunise::model::mlp::{geglu, geglu_plain, swiglu, swiglu_plain};
 use immunise::model::norm::{layer_norm, layer_norm_plain, rms_norm, rms_norm_plain};
-use immunise::model::optimiser::{host_values, sharded_gradients};
 use immunise::model::rope::{RopeTable, RowPositions};
 use immunise::model::{Blueprint, Decoder, Hooks, Module, TokenBatch};
 
@@ -86,41 +84,6 @@ fn worst_error(values: &Tensor, gradient: &Tensor, loss: impl Fn(&Tensor) -> f64
 
 fn scalar(tensor: &Tensor) -> f64 {
     f64::from(tensor.to_scalar::<f32>().unwrap())
-}
-
-#[test]
-fn gradients_of_summed_weights_become_those_of_the_factors() {
-    let base = decoder(true);
-    for rank in [2, 7, 0] {
-        let mut changes = Trainable::fresh(&base, &[1, 0], rank, &mut Stream::new(3, "changes")).unwrap();
-        let mut stream = Stream::new(4, "factors");
-        for var in changes.vars() {
-            var.set(&random(&mut stream, var.dims(), 0.3).unwrap()).unwrap();
-        }
-        for scaled in [false, true] {
-            if scaled {
-                changes = Trainable::without_zero(&base, &[1, 0], rank, 0.5, &mut stream).unwrap();
-            }
-            let loss =
-                |decoder: &Decoder| answer_loss(decoder, &decoder.hidden(&batch(), &mut Hooks::none(), None).unwrap());
-            let attached = changes.attach(&base).unwrap();
-            let (plain, _) = sharded_gradients(&changes.vars(), 1, |_| loss(&attached)).unwrap();
-            let unfolded = changes.unfold(&base).unwrap();
-            // Rank 2 is thin for every map, 7 is not; 0 stands for the full rank.
-            let leaves = unfolded.leaves().len();
-            assert!(if rank == 2 { leaves == plain.len() } else { leaves < plain.len() }, "rank {rank}: {leaves}");
-            let (of_leaves, _) = sharded_gradients(unfolded.leaves(), 1, |_| loss(&unfolded.decoder)).unwrap();
-            let folded = unfolded.gradients(of_leaves).unwrap();
-            assert_eq!(folded.len(), plain.len());
-            for (number, (folded, plain)) in folded.iter().zip(&plain).enumerate() {
-                let values = |gradient: &Option<Tensor>| host_values(gradient.as_ref().unwrap()).unwrap();
-                let (folded, plain) = (values(folded), values(plain));
-                let size = plain.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
-                let near = folded.iter().zip(&plain).all(|(a, b)| (a - b).abs() <= 1e-4 * size);
-                assert!(near && size > 0.0 && folded.len() == plain.len(), "rank {rank}, variable {number}");
-            }
-        }
-    }
 }
 
 #[test]

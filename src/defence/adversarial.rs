@@ -40,17 +40,11 @@ pub trait PoolAdversary: Send {
     /// Edits that one attack returns.
     fn edits(&self) -> usize;
 
-    /// Looks at the un-hardened weights once, before the first outer step.
-    ///
-    /// # Errors
-    /// As the attack's.
-    fn begin(&mut self, original: &Decoder) -> Result<()>;
-
     /// Improves some of the pool's edits against `decoder` (frozen) and returns them: what the next outer step resists.
     ///
     /// # Errors
     /// As the attack's.
-    fn attack(&mut self, decoder: &Decoder) -> Result<Vec<Placed>>;
+    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
 
     /// Keeps everything that the next call of [`PoolAdversary::attack`] depends on.
     ///
@@ -87,6 +81,7 @@ pub fn run(
             Trainable::fresh(decoder, layers, spec.rank, &mut Stream::new(seed, "adversarial/adapters"))?
         }
     };
+    let adapted = adapters.attach(decoder)?;
     // Clean refusals are anchors too: what an edit may not change, its absence may not change either.
     let everything: Vec<_> = data.hazards.iter().chain(&data.anchors).cloned().collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
@@ -102,36 +97,31 @@ pub fn run(
         run.restore(&kept)?;
         adversary.restore(&kept, decoder)?;
         observer.event(Event::Note(format!("adversarial: {} of {} steps are kept", run.step, spec.steps)));
-    } else if spec.steps > 0 {
-        adversary.begin(original)?;
     }
     while run.step < spec.steps {
         let share = 1.0 / adversary.edits().max(1) as f64;
         let batches: Vec<[Vec<Asked<'_>>; 2]> =
             (0..adversary.edits()).map(|_| questions.batches(adversary.edits(), &mut run.draws)).collect();
-        let unfolded = adapters.unfold(decoder)?;
-        let adapted = &unfolded.decoder;
         let gradients =
-            |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(unfolded.leaves(), batches.len(), loss);
+            |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(run.adam.vars(), batches.len(), loss);
         let frozen = adapted.merged()?;
         // What the anchors ask for does not depend on the edits: it fills the time of workers whose edit is found sooner.
         let (edits, clean) = rayon::join(
-            || adversary.attack(&frozen),
+            || adversary.attack(&frozen, run.step),
             || {
                 gradients(&|shard| {
-                    Ok((anchors.divergence(adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)
+                    Ok((anchors.divergence(&adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)
                 })
             },
         );
         let (edits, (clean, clean_losses)) = (edits?, clean?);
         let (attacked, attacked_losses) = gradients(&|shard| {
             let edit = Some((&edits[shard], Positions::All));
-            Ok((anchors.divergence(adapted, &batches[shard][0], edit)? * share)?)
+            Ok((anchors.divergence(&adapted, &batches[shard][0], edit)? * share)?)
         })?;
         let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
         let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
-        let gradients = unfolded.gradients(summed(attacked, clean)?)?;
-        run.adam.step(&gradients, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
+        run.adam.step(&summed(attacked, clean)?, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
         let sum = |losses: &[f64]| losses.iter().sum::<f64>();
         run.count([sum(&attacked_losses), sum(&clean_losses) / spec.kl_weight.max(f64::MIN_POSITIVE)]);
         if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {

@@ -199,7 +199,7 @@ pub struct AdversarialSpec {
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
-    /// Whether every other life of a pool edit begins from an edit that was fitted on the un-hardened weights.
+    /// Whether every other life of a pool edit begins from an edit that was fitted on the weights that the stage began with.
     pub starts_from_base: bool,
     /// Openings whose answers the injected adversary aims for; empty: all. Attacks of a suite can use others.
     pub openings: Vec<String>,

@@ -10,8 +10,7 @@ use ndarray::Array2;
 use crate::adapter::{Adapter, AdapterSet};
 use crate::math::seed::Stream;
 use crate::model::linear::{Linear, LowRank};
-use crate::model::optimiser::{Gradients, host_values};
-use crate::model::weight::Weight;
+use crate::model::optimiser::host_values;
 use crate::model::{Decoder, Module, WeightLocation};
 use crate::{Error, Result};
 
@@ -65,17 +64,6 @@ impl Change {
             }
             Self::Whole { weight, .. } => Ok(map.with_weight(weight.as_tensor().clone())),
         }
-    }
-
-    /// The weight of `map` with the change in it, where wide factors are better summed than multiplied by themselves.
-    fn summed(&self, map: &Linear, scale: f64) -> Result<Option<Var>> {
-        let (Self::Factors { a, b }, Weight::Held(weight)) = (self, map.weight()) else { return Ok(None) };
-        let (d_out, d_in) = weight.dims2()?;
-        if weight.dtype() != DType::F32 || 2 * a.dim(0)? < d_out.min(d_in) {
-            return Ok(None);
-        }
-        let change = (b.as_tensor().detach().matmul(&a.as_tensor().detach())? * scale)?;
-        Ok(Some(Var::from_tensor(&(weight.detach() + change)?)?))
     }
 
     fn on_host(&self) -> Result<Adapter> {
@@ -196,42 +184,14 @@ impl Trainable {
     /// # Errors
     /// When shapes disagree.
     pub fn attach(&self, decoder: &Decoder) -> Result<Decoder> {
-        let map = |slot: &Slot| slot.change.attach(decoder.block(slot.layer).map(slot.module), self.scale);
-        self.with_maps(decoder, self.slots.iter().map(map).collect::<Result<_>>()?)
-    }
-
-    /// `decoder` with one map a slot replaced.
-    fn with_maps(&self, decoder: &Decoder, maps: Vec<Linear>) -> Result<Decoder> {
         decoder.map_blocks(|layer, block| {
-            let own = self.slots.iter().zip(&maps).filter(|(slot, _)| slot.layer == layer);
-            Ok(own.fold(block.clone(), |block, (slot, map)| block.with_map(slot.module, map.clone())))
+            let mut adapted = block.clone();
+            for slot in self.slots.iter().filter(|slot| slot.layer == layer) {
+                let map = slot.change.attach(block.map(slot.module), self.scale)?;
+                adapted = adapted.with_map(slot.module, map);
+            }
+            Ok(adapted)
         })
-    }
-
-    /// `decoder` with these changes for one step of training.
-    ///
-    /// # Errors
-    /// When shapes disagree.
-    pub fn unfold(&self, decoder: &Decoder) -> Result<Unfolded<'_>> {
-        let (mut leaves, mut summed, mut maps) = (Vec::new(), Vec::new(), Vec::new());
-        for slot in &self.slots {
-            let map = decoder.block(slot.layer).map(slot.module);
-            let sum = slot.change.summed(map, self.scale)?;
-            summed.push(sum.is_some());
-            maps.push(match sum {
-                Some(sum) => {
-                    let map = map.with_weight(sum.as_tensor().clone());
-                    leaves.push(sum);
-                    map
-                }
-                None => {
-                    leaves.extend(slot.change.vars());
-                    slot.change.attach(map, self.scale)?
-                }
-            });
-        }
-        let decoder = self.with_maps(decoder, maps)?;
-        Ok(Unfolded { changes: self, decoder, leaves, summed })
     }
 
     /// The changes as plain numbers by tensor name; those of maps that share a tensor are one.
@@ -259,49 +219,6 @@ impl Trainable {
             set.add(tensor, rows.clone(), *of, adapter?)?;
         }
         Ok(set)
-    }
-}
-
-/// A decoder for one step of training, and what its losses are differentiated by.
-///
-/// Factors as wide as half their map are summed into its weight, once for all passes of a step, and the gradient of the sum
-/// becomes theirs once: beside the weight they would cost as much as another map or two in every pass.
-pub struct Unfolded<'a> {
-    changes: &'a Trainable,
-    /// The decoder with the changes.
-    pub decoder: Decoder,
-    leaves: Vec<Var>,
-    /// By slot, whether its leaf is a sum in place of its variables.
-    summed: Vec<bool>,
-}
-
-impl Unfolded<'_> {
-    /// What gradients are taken of.
-    pub fn leaves(&self) -> &[Var] {
-        &self.leaves
-    }
-
-    /// Gradients of [`Trainable::vars`] from those of the leaves.
-    ///
-    /// # Errors
-    /// When shapes disagree.
-    pub fn gradients(&self, of_leaves: Gradients) -> Result<Gradients> {
-        let mut of_leaves = of_leaves.into_iter();
-        let mut gradients = Vec::new();
-        for (slot, summed) in self.changes.slots.iter().zip(&self.summed) {
-            match &slot.change {
-                Change::Factors { a, b } if *summed => {
-                    // S = W + s·BA:  dA = s·Bᵀ·dS,  dB = s·dS·Aᵀ.
-                    let [a, b] = [a, b].map(|var| var.as_tensor().detach());
-                    let sum = of_leaves.next().flatten().map(|d| d * self.changes.scale).transpose()?;
-                    let product = |of: Option<candle_core::Result<Tensor>>| of.transpose();
-                    gradients.push(product(sum.as_ref().map(|d| b.t()?.matmul(d)))?);
-                    gradients.push(product(sum.as_ref().map(|d| d.matmul(&a.t()?)))?);
-                }
-                change => gradients.extend(of_leaves.by_ref().take(change.vars().len())),
-            }
-        }
-        Ok(gradients)
     }
 }
 

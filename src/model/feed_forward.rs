@@ -31,11 +31,12 @@ pub fn feed_forward(activation: Activation, maps: [&Linear; 3], x: &Tensor) -> R
     if !x.device().is_cpu() {
         return Ok(None);
     }
+    let rows = x.elem_count() / gate.1.max(1);
     let mut at = 0;
     let mut parts = Vec::with_capacity(3);
     let mut factors = Vec::new();
     for map in maps {
-        if map.bias().is_some() || map.weight().is_variable() {
+        if map.bias().is_some() || !map.is_beside(rows)? {
             return Ok(None);
         }
         let rank = map.adapter().map_or(Ok(0), |adapter| adapter.a.dim(0))?;

@@ -28,6 +28,21 @@ pub struct LowRank {
 }
 
 impl LowRank {
+    /// Whether `rows` inputs cost less with `W + scale · B A` in one product than with both factors beside a frozen one:
+    /// forwards and backwards, `r·(4·d_in + 3·d_out)` multiplications a row against the `d_in·d_out` of the weight's
+    /// gradient and three small products.
+    fn is_wide(&self, weight: &Weight, rows: usize) -> Result<bool> {
+        let ((d_out, d_in), rank) = (weight.dims2()?, self.a.dim(0)?);
+        let beside = rows * rank * (4 * d_in + 3 * d_out);
+        let held = matches!(weight, Weight::Held(weight) if weight.dtype() == DType::F32);
+        Ok(held && beside > d_in * d_out * (rows + 3 * rank))
+    }
+
+    /// `W + scale · B A`, differentiable in the factors.
+    fn summed(&self, weight: &Weight) -> Result<Tensor> {
+        Ok((weight.tensor()?.detach() + (self.b.matmul(&self.a)? * self.scale)?)?)
+    }
+
     /// As plain numbers.
     ///
     /// # Errors
@@ -68,6 +83,12 @@ impl Linear {
     /// The adapter, if the map has one.
     pub(super) fn adapter(&self) -> Option<&LowRank> {
         self.adapter.as_ref()
+    }
+
+    /// Whether `rows` inputs are multiplied with a weight that is frozen, with at most an adapter beside it.
+    pub(super) fn is_beside(&self, rows: usize) -> Result<bool> {
+        let wide = self.adapter.as_ref().map(|adapter| adapter.is_wide(&self.weight, rows)).transpose()?;
+        Ok(!self.weight.is_variable() && wide != Some(true))
     }
 
     /// The same map with `adapter` on top (replacing one that is there).
@@ -125,8 +146,15 @@ impl Linear {
         // Our own operations read rows whatever the shape; every reshape would cost the backward pass a copy.
         let shape = widened(x.dims(), d_out);
         let x = if x.device().is_cpu() { x.contiguous()? } else { x.reshape(((), d_in))?.contiguous()? };
-        let y = match (&self.weight, &self.adapter) {
-            (Weight::Held(weight), adapter) if self.weight.is_variable() => {
+        let summed = match &self.adapter {
+            Some(adapter) if !self.weight.is_variable() && adapter.is_wide(&self.weight, x.elem_count() / d_in)? => {
+                Some(adapter.summed(&self.weight)?)
+            }
+            _ => None,
+        };
+        let y = match (&self.weight, &self.adapter, summed) {
+            (.., Some(summed)) => trained(&x, &summed)?,
+            (Weight::Held(weight), adapter, None) if self.weight.is_variable() => {
                 let y = trained(&x, weight)?;
                 match adapter {
                     Some(LowRank { a, b, scale }) => {
@@ -136,9 +164,9 @@ impl Linear {
                     None => y,
                 }
             }
-            (weight, adapter) if !x.device().is_cpu() => beside(&x, weight, adapter.as_ref())?,
-            (weight, None) => x.apply_op1(Frozen { weight: weight.clone() })?,
-            (weight, Some(LowRank { a, b, scale })) => {
+            (weight, adapter, None) if !x.device().is_cpu() => beside(&x, weight, adapter.as_ref())?,
+            (weight, None, None) => x.apply_op1(Frozen { weight: weight.clone() })?,
+            (weight, Some(LowRank { a, b, scale }), None) => {
                 x.apply_op3(a, b, Adapted { weight: weight.clone(), scale: *scale as f32 })?
             }
         };
@@ -399,6 +427,7 @@ mod tests {
         let [x, a, b] =
             [noise((6, 30), 1.0), noise((1, 30), 2.0), noise((20, 1), 3.0)].map(|t| Var::from_tensor(&t).unwrap());
         let adapter = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
+        assert!(!adapter.is_wide(&weight, 6).unwrap());
         let map = Linear::new(weight.clone(), None).with_adapter(adapter.clone()).unwrap();
         let kernels = pass(&x, &adapter, [&a, &b], |x| map.forward(x).unwrap());
         let attached = pass(&x, &adapter, [&a, &b], |x| beside(x, &weight, Some(&adapter)).unwrap());
@@ -413,6 +442,21 @@ mod tests {
         let kernels = plain(&|x| Linear::new(weight.clone(), None).forward(x).unwrap());
         let attached = plain(&|x| beside(x, &weight, None).unwrap());
         assert!(kernels.iter().zip(&attached).all(|(a, b)| (a - b).abs() < 1e-3));
+    }
+
+    #[test]
+    fn a_wide_adapter_is_summed_into_the_weight_and_computes_the_same() {
+        let weight = Weight::from(noise((5, 7), 0.0));
+        let [x, a, b] =
+            [noise((60, 7), 1.0), noise((5, 7), 2.0), noise((5, 5), 3.0)].map(|t| Var::from_tensor(&t).unwrap());
+        let adapter = LowRank { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale: 0.5 };
+        assert!(adapter.is_wide(&weight, 60).unwrap() && !adapter.is_wide(&weight, 1).unwrap());
+        let map = Linear::new(weight.clone(), None).with_adapter(adapter.clone()).unwrap();
+        let summed = pass(&x, &adapter, [&a, &b], |x| map.forward(x).unwrap());
+        let attached = pass(&x, &adapter, [&a, &b], |x| beside(x, &weight, Some(&adapter)).unwrap());
+        for (summed, attached) in summed.iter().zip(&attached) {
+            assert!(summed.iter().zip(attached).all(|(a, b)| (a - b).abs() < 1e-3), "{summed:?} {attached:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! For every block, and for all of them together, a few learned edits of different ranks and step sizes are kept warm: each
 //! use trains one a few steps further against the present weights, and after a number of uses it starts afresh, so that
 //! the defence meets both edits that have followed it for long and ones that come new. Every other life begins from an
-//! edit that was fitted on the un-hardened weights, which an attacker who has the base would start from. Vectors that need
+//! edit that was fitted on the weights that the stage began with: of a first stage the un-hardened ones, which an attacker who
+//! has the base would start from. Vectors that need
 //! no learning are taken from the present weights, at the strength that serves the attacker best.
 
 use rayon::prelude::*;
@@ -21,7 +22,7 @@ use crate::math::snapshot::Snapshot;
 use crate::model::Decoder;
 use crate::{Error, Result};
 
-/// Pairs, pairs per step and step size of the edits that are fitted on the un-hardened weights: the paper's, with half its
+/// Pairs, pairs per step and step size of the edits that are fitted on the weights of the beginning: the paper's, with half its
 /// pairs.
 const BASE_FIT: (usize, usize, f64) = (40, 10, 4e-3);
 
@@ -61,7 +62,7 @@ struct Learned {
     uses: usize,
     /// Lives begun, this one included.
     lives: usize,
-    /// An edit fitted on the un-hardened weights.
+    /// An edit fitted on the weights that the stage began with.
     base: Option<Edit>,
 }
 
@@ -132,15 +133,12 @@ impl PoolAdversary for Pool {
         self.spec.edits_per_step.clamp(1, self.members.len())
     }
 
-    fn begin(&mut self, original: &Decoder) -> Result<()> {
-        if !self.spec.starts_from_base {
-            return Ok(());
+    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>> {
+        let (spec, data) = (&self.spec, &self.data);
+        if step == 0 && spec.starts_from_base {
+            // On weights that this stage has not changed yet.
+            self.members.par_iter_mut().try_for_each(|member| member.fit_base(decoder, data))?;
         }
-        let data = &self.data;
-        self.members.par_iter_mut().try_for_each(|member| member.fit_base(original, data))
-    }
-
-    fn attack(&mut self, decoder: &Decoder) -> Result<Vec<Placed>> {
         let chosen = self.next();
         let (spec, data) = (&self.spec, &self.data);
         let mut members: Vec<(usize, &mut Member)> =
