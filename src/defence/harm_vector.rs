@@ -4,7 +4,7 @@
 //! `τ` is what that changes, and `θ − λ·τ` moves the other way; of `τ` only the numbers that are largest are kept, over all
 //! maps together, so that little else changes. The fine-tuned weights exist in memory alone. Whoever has the un-hardened base
 //! and the hardened weights can find them again, though, as far as they were not cut to their largest numbers: the base less a
-//! part of the change. That is what `delta-strip` measures, beyond the base (docs/threat-model.md).
+//! part of the change. `delta-strip` with a `scale` above 1 measures that (docs/threat-model.md).
 
 use ndarray::Array2;
 
