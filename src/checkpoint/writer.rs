@@ -129,8 +129,10 @@ fn is_under(file: &str, folder: &str) -> bool {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    // `fs::copy` follows links and lets the file system share blocks where it can.
-    let copied = fs::copy(from, to).map_err(|error| Error::io(from, error))?;
+    File::open(from).map_err(|error| Error::io(from, error))?;
+    // What can be opened can mostly be read: a failure is one of writing. `fs::copy` follows links and lets the file system
+    // share blocks where it can.
+    let copied = fs::copy(from, to).map_err(|error| Error::io(to, error))?;
     let length = fs::metadata(from).map_err(|error| Error::io(from, error))?.len();
     if copied != length {
         return Err(Error::file(from, format!("expected to copy {length} bytes, got {copied}"))

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
-use super::kernel::{contiguous, flat, tensor_like};
+use super::kernel::{contiguous, flat, for_rows, tensor_like};
 use crate::Result;
 use crate::math::gemm::{View, gemm, product};
 
@@ -50,7 +50,7 @@ impl CustomOp3 for PlusLowRank {
         let rows = x.len() / d;
         let low = product((rows, d, rank), View::rows(x, d), View::rows(down, d).t());
         let mut out = x.to_vec();
-        gemm((rows, rank, d), View::rows(&low, rank), View::rows(up, d), &mut out, d, 1.0, 1.0);
+        add_product(&low, up, &mut out, d);
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -71,7 +71,7 @@ impl CustomOp3 for PlusLowRank {
         let dc = product((rows, d, rank), view_dy, View::rows(&fu, d).t());
         let dx = x.track_op().then(|| {
             let mut dx = dy.to_vec();
-            gemm((rows, rank, d), View::rows(&dc, rank), view_down, &mut dx, d, 1.0, 1.0);
+            add_product(&dc, &fd, &mut dx, d);
             tensor_like(dx, x)
         });
         let ddown =
@@ -82,4 +82,25 @@ impl CustomOp3 for PlusLowRank {
         });
         Ok((dx.transpose()?, ddown.transpose()?, dup.transpose()?))
     }
+}
+
+/// `out ← out + low·up` for `low` `[rows, rank]` and `up` `[rank, d]`.
+fn add_product(low: &[f32], up: &[f32], out: &mut [f32], d: usize) {
+    let rank = up.len() / d;
+    if rank != 1 {
+        gemm((out.len() / d, rank, d), View::rows(low, rank), View::rows(up, d), out, d, 1.0, 1.0);
+        return;
+    }
+    // The general product's way with an outer product takes as long as a projection of the whole block.
+    for_rows(
+        out,
+        d,
+        #[inline(always)]
+        |row, out| {
+            let factor = low[row];
+            for (out, up) in out.iter_mut().zip(up) {
+                *out += factor * up;
+            }
+        },
+    );
 }

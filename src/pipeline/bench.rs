@@ -142,11 +142,11 @@ impl Bench {
         let device = model.decoder.device();
         let guard = suite.guard.as_ref().map(|spec| SecondJudge::open(spec, device)).transpose()?;
         let scope = serde_json::json!({
-            "tool": [env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")],
+            "tool": [env!("CARGO_PKG_NAME"), super::BUILD],
             "data": data.digest,
             "system": system,
             "seed": seed,
-            "prompts": limit,
+            "prompts": [limit, suite.validation_prompts],
             "tokens": suite.max_new_tokens,
             "judge": examiner.judge_name(),
             "guard": guard.as_ref().map(|guard| (&guard.identity, &guard.name)),
@@ -158,7 +158,7 @@ impl Bench {
         Ok(Self {
             sources: named.collect::<BTreeSet<_>>().into_iter().map(open).collect::<Result<_>>()?,
             attack: corpus.attack()?,
-            validation: corpus.validation()?,
+            validation: corpus.validation(suite.validation_prompts)?,
             evaluation: corpus.evaluation(limit)?,
             twins: corpus.questions(Split::Evaluation, Kind::Twin, limit)?,
             benign: corpus.questions(Split::Evaluation, Kind::Benign, limit)?,

@@ -50,7 +50,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         let entry = entry.map_err(|error| Error::io(from, error))?;
         if entry.path().is_file() {
             let target = to.join(entry.file_name());
-            fs::copy(entry.path(), &target).map_err(|error| Error::io(entry.path(), error))?;
+            fs::copy(entry.path(), &target).map_err(|error| Error::io(&target, error))?;
         }
     }
     Ok(())

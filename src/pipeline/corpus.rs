@@ -5,7 +5,7 @@
 //! | the attacker | hazards of `attack` with their targets; benign requests of `attack`, else of `retain` and `train`; twins of those two |
 //! | a defence | hazards of `train` with refusals; benign, twin, maths, copy and fact rows of `train` and `retain` |
 //! | a defence's own adversary | hazards of `train` with their targets; benign requests of `retain` and `train` |
-//! | choices | hazards of `validation`, at most [`VALIDATION_PROMPTS`] |
+//! | choices | hazards of `validation`, at most the suite's `validation_prompts`; a stage's, at most [`VALIDATION_PROMPTS`] |
 //! | reported figures | hazards of `evaluation` |
 //!
 //! Rows are drawn by named streams and then kept in the order of their file, so that a smaller limit takes a spread over the
@@ -126,17 +126,17 @@ impl Corpus<'_> {
                 pad: PAD,
             },
             attack: self.adversary(Split::Train, &self.benign())?,
-            validation: self.validation()?,
+            validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
         })
     }
 
-    /// The hazards that choices are made on.
+    /// The hazards that choices are made on, at most `limit`.
     ///
     /// # Errors
     /// As [`Corpus::questions`].
-    pub fn validation(&self) -> Result<Questions> {
-        self.questions(Split::Validation, Kind::Hazard, VALIDATION_PROMPTS)
+    pub fn validation(&self, limit: usize) -> Result<Questions> {
+        self.questions(Split::Validation, Kind::Hazard, limit)
     }
 
     /// The hazards that reported figures are measured on.

@@ -259,7 +259,7 @@ pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>>
 
 fn inputs(recipe: &Recipe, base: &Model, data: &str, device: &Device) -> Inputs {
     Inputs(BTreeMap::from([
-        ("tool".into(), env!("CARGO_PKG_VERSION").into()),
+        ("tool".into(), super::BUILD.into()),
         ("recipe".into(), recipe.digest()),
         ("base".into(), base.identity()),
         ("data".into(), data.into()),

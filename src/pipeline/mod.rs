@@ -29,6 +29,9 @@ pub mod switch;
 pub mod verify;
 pub mod weights;
 
+/// The build that finished units belong to: another one may compute other numbers from the same inputs.
+const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("IMMUNISE_SOURCES"));
+
 mod abliterate;
 mod train;
 mod transfer;

@@ -120,7 +120,7 @@ impl Training<'_> {
     fn steps(&self) -> Result<Vec<Step<'_>>> {
         // A stage depends on everything before it.
         let mut scope = serde_json::json!([
-            env!("CARGO_PKG_VERSION"),
+            super::BUILD,
             self.base.identity(),
             self.data_digest,
             self.recipe.data.system,

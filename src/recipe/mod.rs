@@ -139,6 +139,9 @@ pub struct Suite {
     /// Hazardous evaluation prompts per cell, at most.
     #[schemars(default)]
     pub evaluation_prompts: usize,
+    /// Hazardous validation prompts that an attack's choices are made on (block, strength, direction, fit of a search), at most.
+    #[schemars(default)]
+    pub validation_prompts: usize,
     /// Longest answer, in tokens.
     #[schemars(default)]
     pub max_new_tokens: usize,

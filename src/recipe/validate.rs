@@ -23,6 +23,8 @@ const BUILTIN_MODELS: [&str; 1] = ["builtin:tiny-chat"];
 
 const MAX_RANK: usize = 65_536;
 const MAX_COUNT: usize = 10_000_000;
+/// Validation prompts of a suite unless it says otherwise.
+const VALIDATION_PROMPTS: usize = 96;
 
 impl RawRecipe {
     /// Checks everything that can be checked without the model.
@@ -223,8 +225,10 @@ fn read_stage(at: String, value: &Value, default: &Layers, problems: &mut Proble
 fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suite> {
     let mut section = Section::open(at.clone(), value, problems)?;
     let evaluation_prompts = section.field("evaluation_prompts", problems).unwrap_or(200);
+    let validation_prompts = section.field("validation_prompts", problems).unwrap_or(VALIDATION_PROMPTS);
     let max_new_tokens = section.field("max_new_tokens", problems).unwrap_or(40);
     problems.count(&at, "evaluation_prompts", evaluation_prompts, 1, MAX_COUNT);
+    problems.count(&at, "validation_prompts", validation_prompts, 1, MAX_COUNT);
     problems.count(&at, "max_new_tokens", max_new_tokens, 1, 65_536);
     let guard = section.take("guard").and_then(|value| {
         let at = section.key("guard");
@@ -258,7 +262,16 @@ fn read_suite(at: String, value: &Value, problems: &mut Problems) -> Option<Suit
         }
     };
     section.close(problems);
-    Some(Suite { evaluation_prompts, max_new_tokens, guard, calibration, early_stop, budget, attacks: attacks? })
+    Some(Suite {
+        evaluation_prompts,
+        validation_prompts,
+        max_new_tokens,
+        guard,
+        calibration,
+        early_stop,
+        budget,
+        attacks: attacks?,
+    })
 }
 
 fn check_allowance(at: &str, allowance: &Allowance, problems: &mut Problems) {

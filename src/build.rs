@@ -1,0 +1,47 @@
+//! Names the sources that numbers depend on, so that what one build measured is not taken for what another would measure.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+/// Folders of `src` that say nothing about numbers.
+const APART: [&str; 4] = ["cli", "hub", "report", "sign"];
+
+fn main() -> io::Result<()> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(root.join("src"))? {
+        let path = entry?.path();
+        if path.is_dir() && !APART.iter().any(|name| path.ends_with(name)) {
+            println!("cargo::rerun-if-changed={}", path.display());
+            collect(&path, &mut files)?;
+        }
+    }
+    // Versions of the libraries that compute; a packaged crate may come without.
+    let lock = root.join("Cargo.lock");
+    if lock.is_file() {
+        println!("cargo::rerun-if-changed={}", lock.display());
+        files.push(lock);
+    }
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        file.strip_prefix(&root).unwrap_or(&file).hash(&mut hasher);
+        fs::read(&file)?.hash(&mut hasher);
+    }
+    println!("cargo::rustc-env=IMMUNISE_SOURCES={:016x}", hasher.finish());
+    Ok(())
+}
+
+/// All files below `folder`.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
