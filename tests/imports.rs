@@ -68,7 +68,8 @@ fn imports_run_one_way() {
 
 #[test]
 fn only_the_command_line_prints() {
-    let found = occurrences(&PRINTING, |module| module != "cli");
+    // The build script speaks to cargo, and is no module.
+    let found = occurrences(&PRINTING, |module| !["cli", "build"].contains(&module));
     assert!(found.is_empty(), "emit an event instead:\n{}", found.join("\n"));
 }
 
