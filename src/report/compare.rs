@@ -30,6 +30,9 @@ pub fn markdown(reports: &[(String, Report)]) -> String {
         }
         out.push('\n');
     }
+    if reports.iter().all(|(_, report)| report.utility.is_empty()) {
+        return out;
+    }
     let _ = write!(out, "\n| without an attack | un-hardened | {} |\n|---|---{rule}|\n", names.join(" | "));
     let mut tasks: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (at, (_, report)) in reports.iter().enumerate() {
@@ -96,5 +99,8 @@ mod tests {
         assert!(text.contains(&report.utility[0].task), "{text}");
         let widths: Vec<usize> = text.lines().take(3).map(|line| line.matches('|').count()).collect();
         assert!(widths.iter().all(|n| *n == widths[0]), "{text}");
+        let mut attacks_only = report;
+        attacks_only.utility.clear();
+        assert!(!markdown(&[("a".into(), attacks_only)]).contains("without an attack"));
     }
 }
