@@ -25,6 +25,7 @@ const NOT_RUN: &[(&str, &str)] = &[
 const HEAVY: &[&str] = &[
     "immunise demo",
     "immunise attack ",
+    "immunise merge smollm2 ",
     "immunise harden examples/recipes/",
     "immunise harden recipes/demo.yaml",
     "immunise report compare et=",
