@@ -137,7 +137,7 @@ fn a_model_that_does_not_fit_into_memory_is_hardened_from_its_files() {
 #[test]
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
     let stage = "{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, focus: ends, batch: 2, \
-                 anchor_batch: 2, restart_after: 3}";
+                 anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation], vector_life: 3, amplify: [1.0, 2.0]}";
     let world = World::with_stage(stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();
     // Every run is stopped at the first unit that it finishes, so one at least starts from a kept state of the stage.

@@ -110,6 +110,16 @@ thresholds:
 }
 
 #[test]
+fn a_pool_holds_something() {
+    let stage = |keys: &str| SMALL.replace("kind: et\n    rank: 3", &format!("kind: adversarial\n    {keys}"));
+    let found = problems(&stage("pool: 0"));
+    assert!(found.iter().any(|problem| problem.starts_with("stages.0.pool: expected")), "{found:?}");
+    for others in ["joint: 1", "vectors: [ablation]"] {
+        assert!(parse(&stage(&format!("pool: 0\n    {others}"))).is_ok(), "{others}");
+    }
+}
+
+#[test]
 fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
     let found = problems(&SMALL.replace(
         "{kind: noreft}",

@@ -83,7 +83,11 @@ pub fn run(
     };
     let adapted = adapters.attach(decoder)?;
     // Clean refusals are anchors too: what an edit may not change, its absence may not change either.
-    let everything: Vec<_> = data.hazards.iter().chain(&data.anchors).cloned().collect();
+    let refused = data.hazards.iter().map(|hazard| match spec.refusal_tokens {
+        0 => hazard.clone(),
+        held => hazard.beginning(held),
+    });
+    let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
     let questions = Questions { spec, data };
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };

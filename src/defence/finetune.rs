@@ -22,6 +22,14 @@ pub struct Dialogue {
     pub answer: Vec<u32>,
 }
 
+impl Dialogue {
+    /// The dialogue with at most `tokens` tokens of its answer.
+    #[must_use]
+    pub fn beginning(&self, tokens: usize) -> Self {
+        Self { prompt: self.prompt.clone(), answer: self.answer.iter().take(tokens).copied().collect() }
+    }
+}
+
 /// Settings of a fine-tuning run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FineTune {

@@ -142,7 +142,7 @@ pub enum Parameters {
     Weights,
 }
 
-/// A vector that an adversary adds without any learning; each is described with the attack of its name.
+/// An edit that an adversary takes from activations without any learning; each is described with the attack of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Vector {
@@ -152,6 +152,8 @@ pub enum Vector {
     PrincipalComponent,
     /// Safety Arithmetic's vector, at all blocks.
     InContextVector,
+    /// The difference of class means at one block, projected out of every block.
+    Ablation,
 }
 
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
@@ -173,17 +175,20 @@ pub struct AdversarialSpec {
     pub inner_learning_rates: Vec<f64>,
     /// Ranks of the pool's edits, in turn.
     pub ranks: Vec<usize>,
-    /// Learned edits kept warm per block.
+    /// Learned edits kept warm per block; none only where there are `joint` ones or `vectors`.
     pub pool: usize,
     /// Blocks that have twice as many: [`Focus`].
     pub focus: Focus,
     /// Learned edits of all blocks at once kept warm.
     pub joint: usize,
-    /// Factors on what a learned edit adds to the stream, one drawn at every use: an attacker with a larger step size finds
+    /// Factors on what an edit adds to the stream, one drawn at every use: an attacker with a larger step size finds
     /// larger edits than the pool does in its few steps.
     pub amplify: Vec<f64>,
-    /// Vectors that are added without any learning, taken anew from the present weights at every use.
+    /// Edits that need no learning, at the strength that serves the attacker best; one that is named twice is kept twice.
     pub vectors: Vec<Vector>,
+    /// Uses after which such an edit is taken anew from the present weights: on a model of real size that costs as much as
+    /// several outer steps.
+    pub vector_life: usize,
     /// Outer uses after which a pool edit is restarted.
     pub restart_after: usize,
     /// Factor on the gradient steps of a pool edit's first use after a start.
@@ -199,6 +204,9 @@ pub struct AdversarialSpec {
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
+    /// Tokens at the beginning of a refusal that an edit may not change; 0: all. What comes later hardly changes under an edit
+    /// once these are given, and only dilutes them.
+    pub refusal_tokens: usize,
     /// Whether every other life of a pool edit begins from an edit that was fitted on the weights that the stage began with.
     pub starts_from_base: bool,
     /// Openings whose answers the injected adversary aims for; empty: all. Attacks of a suite can use others.
@@ -220,6 +228,7 @@ impl Default for AdversarialSpec {
             joint: 0,
             amplify: vec![1.0],
             vectors: vec![],
+            vector_life: 1,
             restart_after: 12,
             warm_up: 4,
             edits_per_step: 2,
@@ -227,6 +236,7 @@ impl Default for AdversarialSpec {
             anchor_batch: 24,
             kl_weight: 20.0,
             begun: 0.25,
+            refusal_tokens: 0,
             starts_from_base: true,
             openings: vec![],
         }

@@ -12,10 +12,11 @@ use crate::Result;
 use crate::attack::spec::Knowledge;
 use crate::checkpoint::Checkpoint;
 use crate::data::{Kind, PromptSet, Split};
+use crate::defence::spec::Parameters;
 use crate::event::Observer;
-use crate::model::families;
 use crate::model::prompt::PromptEncoder;
-use crate::recipe::Recipe;
+use crate::model::{Blueprint, Module, families};
+use crate::recipe::{Recipe, Stage};
 use crate::report::wording::{blocks, ranges};
 
 /// What a run would do.
@@ -44,6 +45,8 @@ pub struct Plan {
     pub memory_bytes: u64,
     /// Disk that is needed for the output, bytes.
     pub disk_bytes: u64,
+    /// Disk that the run folder takes while stages are trained, bytes, roughly.
+    pub run_bytes: u64,
 }
 
 /// Plans a run of `recipe`; nothing but headers, prompts, task files and, for these, the tokenizer is read.
@@ -98,7 +101,30 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
             }
         },
         disk_bytes: disk.map(|metadata| metadata.len()).sum(),
+        run_bytes: recipe.stages.iter().zip(&stages).map(|(s, l)| kept_bytes(s, l.len(), &blueprint)).sum(),
     })
+}
+
+/// Bytes that a stage on so many blocks keeps: its adapters, and what a joint one goes on from, the old state until the new
+/// one is whole.
+fn kept_bytes(stage: &Stage, blocks: usize, blueprint: &Blueprint) -> u64 {
+    // The variables and two moments, twice.
+    const STATE: usize = 2 * 3;
+    let numbers = |rank: Option<usize>| -> usize {
+        let of = |[rows, cols]: [usize; 2]| match rank {
+            None => rows * cols,
+            Some(0) => rows.min(cols) * (rows + cols),
+            Some(rank) => rank.min(rows).min(cols) * (rows + cols),
+        };
+        Module::ALL.into_iter().map(|module| of(blueprint.weight_shape(module))).sum::<usize>() * blocks
+    };
+    let kept = match stage {
+        Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => numbers(Some(spec.rank)),
+        Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => numbers(Some(spec.rank)),
+        Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => numbers(None),
+        Stage::Adversarial(spec, _) => (1 + STATE) * numbers((spec.train == Parameters::Factors).then_some(spec.rank)),
+    };
+    (kept * size_of::<f32>()) as u64
 }
 
 fn attacks(grid: &Grid) -> Vec<String> {
@@ -154,6 +180,8 @@ fn gib(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::recipe::Data;
 
@@ -164,6 +192,21 @@ mod tests {
         let grid = Grid::new(&recipe.suite, 2).unwrap();
         let lacking = shortages(&recipe, &data, &grid).join("\n");
         assert!(lacking.contains("200 hazards") && lacking.contains("80 pairs"), "{lacking}");
+    }
+
+    #[test]
+    fn a_joint_stage_keeps_far_more_than_its_adapters() {
+        let mut blueprint = Blueprint { d_model: 64, d_ff: 128, n_heads: 4, n_kv_heads: 4, ..Blueprint::default() };
+        blueprint.head_dim = 16;
+        let stage = |text: &str| {
+            let text = format!("schema: 1\nname: x\nsuite: {{attacks: [{{kind: identity}}]}}\nstages: [{text}]\n");
+            Recipe::parse(&text, Path::new("x")).unwrap().stages.remove(0)
+        };
+        let block = 4 * 64 * 64 + 3 * 64 * 128;
+        let local = kept_bytes(&stage("{kind: et, rank: 2}"), 3, &blueprint);
+        assert_eq!(local, 3 * 4 * 2 * (4 * 128 + 3 * 192));
+        let joint = kept_bytes(&stage("{kind: adversarial, train: weights}"), 3, &blueprint);
+        assert_eq!(joint, 7 * 3 * 4 * block);
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! use trains one a few steps further against the present weights, and after a number of uses it starts afresh, so that
 //! the defence meets both edits that have followed it for long and ones that come new. Every other life begins from an
 //! edit that was fitted on the weights that the stage began with: of a first stage the un-hardened ones, which an attacker who
-//! has the base would start from. Vectors that need
-//! no learning are taken from the present weights, at the strength that serves the attacker best.
+//! has the base would start from. Edits that need no learning are taken from the weights of the moment, at the strength
+//! that serves the attacker best, and kept for a number of uses.
 
 use rayon::prelude::*;
 
+use crate::attack::direction::{Classes, Contrast};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Learner, Prefix, fit, paper_steps};
 use crate::attack::spec::AttackKind;
@@ -19,7 +20,7 @@ use crate::defence::spec::{AdversarialSpec, Focus, Vector};
 use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
-use crate::model::Decoder;
+use crate::model::{Decoder, Point};
 use crate::{Error, Result};
 
 /// Pairs, pairs per step and step size of the edits that are fitted on the weights of the beginning: the paper's, with half its
@@ -29,8 +30,9 @@ const BASE_FIT: (usize, usize, f64) = (40, 10, 4e-3);
 /// Prompts of each class that a vector is taken from.
 const VECTOR_PROMPTS: usize = 64;
 
-/// Strengths that a vector is tried at, of either sign, in units of the mean residual norm.
-const STRENGTHS: [f64; 4] = [0.1, 0.25, 0.5, 1.0];
+/// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: one that is added at all of
+/// thirty blocks breaks the model at a tenth, one at a single block of six needs its whole length.
+const STRENGTHS: [f64; 6] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 /// Edits that learn along with the defence.
 pub struct Pool {
@@ -50,7 +52,15 @@ struct Member {
 
 enum Kind {
     Learned(Box<Learned>),
-    Vector(Vector),
+    Found(Found),
+}
+
+/// An edit without learning, kept for some uses.
+struct Found {
+    vector: Vector,
+    edit: Option<Placed>,
+    /// Uses of this edit.
+    uses: usize,
 }
 
 /// A learned edit that is kept warm.
@@ -93,7 +103,7 @@ impl Pool {
         let mut members = Vec::new();
         for (at, &layer) in layers.iter().enumerate() {
             let end = at == 0 || at + 1 == layers.len();
-            let count = spec.pool.max(1) * if end && spec.focus == Focus::Ends { 2 } else { 1 };
+            let count = spec.pool * if end && spec.focus == Focus::Ends { 2 } else { 1 };
             for number in 0..count {
                 let stream = Stream::new(seed, &format!("pool/block-{layer}/{number}"));
                 members.push(Member { layers: vec![layer], kind: learned(at + number, number), stream });
@@ -103,9 +113,10 @@ impl Pool {
             let stream = Stream::new(seed, &format!("pool/joint/{number}"));
             members.push(Member { layers: layers.to_vec(), kind: learned(number, number), stream });
         }
-        for vector in &spec.vectors {
-            let stream = Stream::new(seed, &format!("pool/{vector:?}"));
-            members.push(Member { layers: layers.to_vec(), kind: Kind::Vector(*vector), stream });
+        for (number, vector) in spec.vectors.iter().enumerate() {
+            let stream = Stream::new(seed, &format!("pool/{vector:?}/{number}"));
+            let found = Found { vector: *vector, edit: None, uses: 0 };
+            members.push(Member { layers: layers.to_vec(), kind: Kind::Found(found), stream });
         }
         let order = Stream::new(seed, "pool/order");
         Ok(Self { spec: spec.clone(), data, members, order, queue: vec![] })
@@ -181,24 +192,45 @@ impl Member {
     /// The edit that the defence is to resist now.
     fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<Placed> {
         let Self { layers, kind, stream } = self;
-        let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
-        let first = layers.iter().copied().min().unwrap_or(0);
-        let prefix = Prefix::new(decoder, first, &pairs, data.pad)?;
-        match kind {
+        let mut prefix = || {
+            let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
+            let first = layers.iter().copied().min().unwrap_or(0);
+            Prefix::new(decoder, first, &pairs, data.pad)
+        };
+        let edit = match kind {
             Kind::Learned(learned) => {
-                let edit = learned.improve(spec, decoder, &prefix, layers, stream)?;
-                match spec.amplify.as_slice() {
-                    [] | [1.0] => Ok(edit),
-                    factors => edit.amplified(factors[stream.below(factors.len())]),
+                let prefix = prefix()?;
+                learned.improve(spec, decoder, &prefix, layers, stream)?
+            }
+            Kind::Found(found) => {
+                if found.uses >= spec.vector_life {
+                    (found.edit, found.uses) = (None, 0);
+                }
+                found.uses += 1;
+                match &found.edit {
+                    Some(edit) => edit.clone(),
+                    None => {
+                        let prefix = prefix()?;
+                        found.edit.insert(strongest(found.vector, layers, decoder, data, &prefix, stream)?).clone()
+                    }
                 }
             }
-            Kind::Vector(vector) => strongest(*vector, layers, decoder, data, &prefix, stream),
+        };
+        match spec.amplify.as_slice() {
+            [] | [1.0] => Ok(edit),
+            factors => edit.amplified(factors[stream.below(factors.len())]),
         }
     }
 
     fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
         into.put(format!("{name}/stream"), &self.stream.position())?;
-        let Kind::Learned(learned) = &self.kind else { return Ok(()) };
+        let learned = match &self.kind {
+            Kind::Learned(learned) => learned,
+            Kind::Found(found) => {
+                let edit = found.edit.as_ref().map(Placed::edit).transpose()?;
+                return into.put(format!("{name}/found"), &(found.uses, edit));
+            }
+        };
         into.put(format!("{name}/life"), &(learned.uses, learned.lives, learned.learner.is_some()))?;
         for (number, edit) in parts(learned.base.as_ref()).enumerate() {
             if let Edit::LowRank { w1, w2, .. } = edit {
@@ -210,27 +242,13 @@ impl Member {
     }
 
     fn restore(&mut self, name: &str, from: &Snapshot, decoder: &Decoder) -> Result<()> {
-        if let Kind::Learned(learned) = &mut self.kind {
-            let alive: bool;
-            (learned.uses, learned.lives, alive) = from.get(&format!("{name}/life"))?;
-            let part = |(number, layer): (usize, &usize)| {
-                let factor =
-                    |which: &str| from.numbers(&format!("{name}/base/{number}/{which}")).ok().map(<[f32]>::to_vec);
-                Some(Edit::LowRank { layer: *layer, rank: learned.rank, w1: factor("w1")?, w2: factor("w2")? })
-            };
-            let edits: Option<Vec<Edit>> = self.layers.iter().enumerate().map(part).collect();
-            learned.base = edits.map(|mut edits| match edits.len() {
-                1 => edits.remove(0),
-                _ => Edit::Several { edits },
-            });
-            learned.learner = if alive {
-                let rank = learned.rank;
-                let mut learner = Learner::new(decoder, Form::Noreft, &self.layers, rank, None, &mut self.stream)?;
-                learner.restore(name, from)?;
-                Some(learner)
-            } else {
-                None
-            };
+        match &mut self.kind {
+            Kind::Learned(learned) => learned.restore(name, from, decoder, &self.layers, &mut self.stream)?,
+            Kind::Found(found) => {
+                let edit: Option<Edit>;
+                (found.uses, edit) = from.get(&format!("{name}/found"))?;
+                found.edit = edit.map(|edit| edit.place(decoder.device())).transpose()?;
+            }
         }
         self.stream = self.stream.clone().at(from.get(&format!("{name}/stream"))?);
         Ok(())
@@ -269,9 +287,39 @@ impl Learned {
         self.learner = Some(learner);
         Ok(snapshot)
     }
+
+    fn restore(
+        &mut self,
+        name: &str,
+        from: &Snapshot,
+        decoder: &Decoder,
+        layers: &[usize],
+        stream: &mut Stream,
+    ) -> Result<()> {
+        let alive: bool;
+        (self.uses, self.lives, alive) = from.get(&format!("{name}/life"))?;
+        let part = |(number, layer): (usize, &usize)| {
+            let factor = |which: &str| from.numbers(&format!("{name}/base/{number}/{which}")).ok().map(<[f32]>::to_vec);
+            Some(Edit::LowRank { layer: *layer, rank: self.rank, w1: factor("w1")?, w2: factor("w2")? })
+        };
+        let edits: Option<Vec<Edit>> = layers.iter().enumerate().map(part).collect();
+        self.base = edits.map(|mut edits| match edits.len() {
+            1 => edits.remove(0),
+            _ => Edit::Several { edits },
+        });
+        self.learner = if alive {
+            let rank = self.rank;
+            let mut learner = Learner::new(decoder, Form::Noreft, layers, rank, None, stream)?;
+            learner.restore(name, from)?;
+            Some(learner)
+        } else {
+            None
+        };
+        Ok(())
+    }
 }
 
-/// The vector of the present weights at the strength under which the attacker's answers are likeliest.
+/// The edit of the present weights at the strength under which the attacker's answers are likeliest.
 fn strongest(
     vector: Vector,
     layers: &[usize],
@@ -287,6 +335,10 @@ fn strongest(
         Vector::MeanDifference => (AttackKind::MeanDifference, &one[..]),
         Vector::PrincipalComponent => (AttackKind::PrincipalComponent, layers),
         Vector::InContextVector => (AttackKind::InContextVector, layers),
+        Vector::Ablation => {
+            let classes = Classes::collect(decoder, data, Contrast::Harmless, VECTOR_PROMPTS, Point::ResidPre, 0)?;
+            return classes[one[0]].projection(1)?.place(decoder.device());
+        }
     };
     let same =
         || Error::input("class activations", "expected hazards to differ from harmless prompts, got no difference");

@@ -459,16 +459,19 @@ impl Checked for AdversarialSpec {
     fn check(&self, at: &str, problems: &mut Problems) {
         problems.count(at, "rank", self.rank, 0, MAX_RANK);
         for (key, value) in [
-            ("pool", self.pool),
             ("restart_after", self.restart_after),
+            ("vector_life", self.vector_life),
             ("batch", self.batch),
             ("anchor_batch", self.anchor_batch),
         ] {
             problems.count(at, key, value, 1, MAX_COUNT);
         }
+        let others = self.joint > 0 || !self.vectors.is_empty();
+        problems.count(at, "pool", self.pool, usize::from(!others), MAX_COUNT);
         problems.count(at, "joint", self.joint, 0, MAX_COUNT);
         problems.count(at, "steps", self.steps, 0, MAX_COUNT);
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
+        problems.count(at, "refusal_tokens", self.refusal_tokens, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
         problems.within(at, "begun", self.begun, 1.0);
