@@ -29,6 +29,7 @@ const HEAVY: &[&str] = &[
     "immunise harden examples/recipes/",
     "immunise harden recipes/demo.yaml",
     "immunise report compare et=",
+    "immunise report compare trained=",
     "immunise verify hardened --policy llama",
     "immunise harden model --out hardened --key",
 ];
