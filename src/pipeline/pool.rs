@@ -30,8 +30,8 @@ const BASE_FIT: (usize, usize, f64) = (40, 10, 4e-3);
 /// Prompts of each class that a vector is taken from.
 const VECTOR_PROMPTS: usize = 64;
 
-/// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: one that is added at all of
-/// thirty blocks breaks the model at a tenth, one at a single block of six needs its whole length.
+/// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
+/// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
 const STRENGTHS: [f64; 6] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
 
 /// Edits that learn along with the defence.
