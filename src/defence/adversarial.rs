@@ -83,10 +83,8 @@ pub fn run(
     };
     let adapted = adapters.attach(decoder)?;
     // Clean refusals are anchors too: what an edit may not change, its absence may not change either.
-    let refused = data.hazards.iter().map(|hazard| match spec.refusal_tokens {
-        0 => hazard.clone(),
-        held => hazard.beginning(held),
-    });
+    let held = if spec.refusal_tokens == 0 { usize::MAX } else { spec.refusal_tokens };
+    let refused = data.hazards.iter().map(|hazard| hazard.beginning(held));
     let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
     let questions = Questions { spec, data };

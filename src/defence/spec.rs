@@ -204,8 +204,8 @@ pub struct AdversarialSpec {
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
-    /// Tokens at the beginning of a refusal that an edit may not change; 0: all. What comes later hardly changes under an edit
-    /// once these are given, and dilutes them; but nothing holds it any more, and a short refusal is better held whole.
+    /// Tokens at the beginning of a refusal that an edit may not change; 0: all. Nothing holds what comes later, attacked or
+    /// clean: a short refusal is better held whole.
     pub refusal_tokens: usize,
     /// Whether every other life of a pool edit begins from an edit that was fitted on the weights that the stage began with.
     pub starts_from_base: bool,
