@@ -1,7 +1,9 @@
-//! Names the sources that numbers depend on, so that what one build measured is not taken for what another would measure.
+//! Names the sources that numbers depend on, so that what one build measured is not taken for what another would measure;
+//! compiles the GPU's kernels where the feature `cuda` asks for them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 /// Folders of `src` that say nothing about numbers.
@@ -30,7 +32,21 @@ fn main() -> io::Result<()> {
         fs::read(&file)?.hash(&mut hasher);
     }
     println!("cargo::rustc-env=IMMUNISE_SOURCES={:016x}", hasher.finish());
-    Ok(())
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() { compile_kernels(&root) } else { Ok(()) }
+}
+
+/// The fused kernels as intermediate code, which the driver translates: made for GPUs since Ampere unless told otherwise.
+fn compile_kernels(root: &Path) -> io::Result<()> {
+    println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
+    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into());
+    let out = PathBuf::from(env::var("OUT_DIR").map_err(io::Error::other)?).join("fused.ptx");
+    let status = Command::new("nvcc")
+        .args(["-ptx", "-O3", &format!("-arch=compute_{capability}"), "-o"])
+        .arg(&out)
+        .arg(root.join("src/model/cuda/fused.cu"))
+        .status()
+        .map_err(|error| io::Error::other(format!("the feature `cuda` needs nvcc on the path: {error}")))?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("nvcc ended with {status}"))) }
 }
 
 /// All files below `folder`.

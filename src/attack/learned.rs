@@ -16,7 +16,7 @@ use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
 use crate::model::batch::sum_by_length;
 use crate::model::loss::cross_entropy;
-use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
+use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, whole_loss};
 use crate::model::{Decoder, Hooks, TokenBatch};
 use crate::{Error, Result};
 
@@ -223,16 +223,22 @@ impl Learner {
         }
     }
 
-    /// One optimiser step on the chosen pairs; returns the loss before it.
+    /// One optimiser step on the chosen pairs; returns the loss before it, as it lies on its device.
     ///
     /// # Errors
     /// As [`Decoder::run`].
-    pub fn step(&mut self, prefix: &Prefix<'_>, rows: &[usize], positions: Positions, rate: f64) -> Result<f64> {
+    pub fn step(
+        &mut self,
+        prefix: &Prefix<'_>,
+        rows: &[usize],
+        positions: Positions,
+        rate: f64,
+    ) -> Result<Vec<Tensor>> {
         let edit = self.edit()?;
         let (gradients, losses) = sharded_gradients(self.adam.vars(), 1, |_| prefix.loss(rows, &edit, positions))?;
         self.adam.step(&gradients, rate)?;
         self.factors.iter().try_for_each(Factors::retract)?;
-        Ok(losses[0])
+        Ok(losses)
     }
 }
 
@@ -273,7 +279,7 @@ pub fn fit(
         let loss = learner.step(&prefix, &rows, settings.positions, rate)?;
         evaluations += rows.len();
         if step + 8 >= settings.steps {
-            recent.push(loss);
+            recent.push(whole_loss(&loss)?);
         }
     }
     let loss = if recent.is_empty() { None } else { Some(recent.iter().sum::<f64>() / recent.len() as f64) };

@@ -24,7 +24,7 @@ use crate::intervention::{Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
 use crate::model::Decoder;
-use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, summed};
+use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, summed, whole_loss};
 
 /// Outer steps between two progress events, each of which keeps the state.
 const REPORT_EVERY: usize = 20;
@@ -124,8 +124,8 @@ pub fn run(
         let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
         let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
         run.adam.step(&summed(attacked, clean)?, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
-        let sum = |losses: &[f64]| losses.iter().sum::<f64>();
-        run.count([sum(&attacked_losses), sum(&clean_losses) / spec.kl_weight.max(f64::MIN_POSITIVE)]);
+        let clean_loss = whole_loss(&clean_losses)? / spec.kl_weight.max(f64::MIN_POSITIVE);
+        run.count([whole_loss(&attacked_losses)?, clean_loss]);
         if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {
             let [attack, clean] = run.losses;
             observer.event(Event::UnitFinished {

@@ -9,7 +9,7 @@ use super::trainable::Trainable;
 use crate::adapter::AdapterSet;
 use crate::math::seed::Stream;
 use crate::model::loss::cross_entropy;
-use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients};
+use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, whole_loss};
 use crate::model::{Blueprint, Decoder, Hooks, TokenBatch};
 use crate::{Error, Result};
 
@@ -153,7 +153,7 @@ impl Weights {
                 dialogue_loss(&decoder, shards[shard], settings.prompt_weight, total, settings.pad)
             })?;
             adam.step(&gradients, rate(settings, step))?;
-            watch(step, losses.iter().sum());
+            watch(step, whole_loss(&losses)?);
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ pub(super) fn tune(
             dialogue_loss(adapted, &rows, settings.prompt_weight, total as f32, settings.pad)
         })?;
         adam.step(&gradients, rate(settings, step))?;
-        watch(step, losses[0]);
+        watch(step, whole_loss(&losses)?);
     }
     Ok(())
 }

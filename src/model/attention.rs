@@ -58,36 +58,49 @@ pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> Res
     attend_plain(q, k, v, shape)
 }
 
-/// The same from candle's own differentiable operations.
+/// The same from candle's own differentiable operations, with fused probabilities where the device has them. Query heads that
+/// share keys are rows of one product, so that keys and values are not repeated.
 ///
 /// # Errors
 /// When shapes disagree.
 pub fn attend_plain(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> Result<Tensor> {
     let (batch, queries, width) = q.dims3()?;
-    let keys = shape.past + queries;
-    let group = shape.heads / shape.kv_heads;
-    let spread = |x: &Tensor| -> candle_core::Result<Tensor> {
-        x.narrow(1, 0, keys)?
-            .reshape((batch, keys, shape.kv_heads, shape.head_dim))?
-            .transpose(1, 2)?
-            .unsqueeze(2)?
-            .broadcast_as((batch, shape.kv_heads, group, keys, shape.head_dim))?
-            .reshape((batch, shape.heads, keys, shape.head_dim))?
-            .contiguous()
+    let AttentionShape { heads, kv_heads, head_dim, past, .. } = *shape;
+    let (keys, group) = (past + queries, heads / kv_heads);
+    let by_head = |x: &Tensor| -> candle_core::Result<Tensor> {
+        x.narrow(1, 0, keys)?.reshape((batch, keys, kv_heads, head_dim))?.transpose(1, 2)?.contiguous()
     };
-    let q = q.reshape((batch, queries, shape.heads, shape.head_dim))?.transpose(1, 2)?.contiguous()?;
-    let mut scores = (q.matmul(&spread(k)?.transpose(2, 3)?.contiguous()?)? * f64::from(shape.scale))?;
+    let q = q.reshape((batch, queries, kv_heads, group, head_dim))?.permute((0, 2, 3, 1, 4))?.contiguous()?;
+    let q = q.reshape((batch, kv_heads, group * queries, head_dim))?;
+    let scores = q.matmul(&by_head(k)?.t()?)?;
+    #[cfg(feature = "cuda")]
+    let fused = super::cuda::serves(&scores).then(|| super::cuda::masked_softmax(&scores, shape)).transpose()?;
+    #[cfg(not(feature = "cuda"))]
+    let fused = None;
+    let probabilities = fused.map_or_else(|| masked_softmax_plain(&scores, shape), Ok)?;
+    let out = probabilities.matmul(&by_head(v)?)?.reshape((batch, kv_heads, group, queries, head_dim))?;
+    Ok(out.permute((0, 3, 1, 2, 4))?.reshape((batch, queries, width))?)
+}
+
+/// `softmax(cap(scale · scores))` over the keys that a query sees, from candle's own differentiable operations.
+///
+/// *Shapes*: `[batch, kv_heads, group · queries, keys]`, the query changing fastest; result alike.
+///
+/// # Errors
+/// When shapes disagree.
+pub fn masked_softmax_plain(scores: &Tensor, shape: &AttentionShape) -> Result<Tensor> {
+    let (batch, _, rows, keys) = scores.dims4()?;
+    let queries = keys - shape.past;
+    let mut scores = (scores * f64::from(shape.scale))?;
     if let Some(cap) = shape.cap {
         scores = soft_cap_plain(&scores, f64::from(cap))?;
     }
     let mask: Vec<f32> = (0..batch)
-        .flat_map(|row| (0..queries).flat_map(move |i| (0..keys).map(move |j| (row, i, j))))
-        .map(|(row, i, j)| if j <= shape.past + i && j >= shape.start(row, shape.past + i) { 0.0 } else { -1e30 })
+        .flat_map(|row| (0..rows).flat_map(move |i| (0..keys).map(move |j| (row, shape.past + i % queries, j))))
+        .map(|(row, at, j)| if j <= at && j >= shape.start(row, at) { 0.0 } else { -1e30 })
         .collect();
-    let mask = Tensor::from_vec(mask, (batch, 1, queries, keys), q.device())?;
-    let probabilities = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, 3)?;
-    let out = probabilities.matmul(&spread(v)?)?;
-    Ok(out.transpose(1, 2)?.reshape((batch, queries, width))?)
+    let mask = Tensor::from_vec(mask, (batch, 1, rows, keys), scores.device())?;
+    Ok(candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, 3)?)
 }
 
 struct Attention {

@@ -14,9 +14,24 @@ use crate::math::float::exp;
 /// # Errors
 /// When shapes disagree.
 pub fn gated(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if super::cuda::serves(gate) && super::cuda::serves(up) {
+        return Ok(super::cuda::gated(activation, gate, up)?);
+    }
     match activation {
         Activation::Silu => swiglu(gate, up),
         Activation::GeluTanh => geglu(gate, up),
+    }
+}
+
+/// The same from candle's own differentiable operations.
+///
+/// # Errors
+/// When shapes disagree.
+pub fn gated_plain(activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => swiglu_plain(gate, up),
+        Activation::GeluTanh => geglu_plain(gate, up),
     }
 }
 

@@ -11,6 +11,8 @@ pub mod block;
 pub mod blueprint;
 pub mod cap;
 pub mod chat_template;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub mod decoder;
 pub mod families;
 pub mod feed_forward;

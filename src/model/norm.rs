@@ -44,10 +44,14 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
     if x.device().is_cpu() {
         return Ok(x.contiguous()?.apply_op2(gain, RmsNorm { eps: eps as f32 })?);
     }
+    #[cfg(feature = "cuda")]
+    if super::cuda::serves(x) && super::cuda::serves(gain) && !gain.track_op() {
+        return Ok(super::cuda::rms_norm(x, gain, eps)?);
+    }
     rms_norm_plain(x, gain, eps)
 }
 
-/// The same from candle's own differentiable operations: what accelerators run and what the fused form is tested against.
+/// The same from candle's own differentiable operations: what the fused forms are tested against.
 ///
 /// # Errors
 /// When shapes disagree.

@@ -14,7 +14,8 @@ use crate::{Error, Result};
 /// Gradients in the order of a variable list; `None` where the loss does not depend on the variable.
 pub type Gradients = Vec<Option<Tensor>>;
 
-/// Gradients of the sum of `losses(shard)` over all shards with respect to `vars`, and each shard's loss.
+/// Gradients of the sum of `losses(shard)` over all shards with respect to `vars`, and each shard's loss as it lies on its
+/// device: to read it (see [`whole_loss`]) waits for an accelerator.
 ///
 /// Shards run in parallel and are added in their order, so the result does not depend on the number of threads.
 ///
@@ -24,15 +25,15 @@ pub fn sharded_gradients(
     vars: &[Var],
     shards: usize,
     losses: impl Fn(usize) -> Result<Tensor> + Sync,
-) -> Result<(Gradients, Vec<f64>)> {
-    let part = |shard: usize| -> Result<(Gradients, f64)> {
+) -> Result<(Gradients, Vec<Tensor>)> {
+    let part = |shard: usize| -> Result<(Gradients, Tensor)> {
         let loss = losses(shard)?;
         let store = loss.backward()?;
         let gradients = vars.iter().map(|var| store.get(var).cloned()).collect();
-        Ok((gradients, f64::from(loss.to_scalar::<f32>()?)))
+        Ok((gradients, loss.detach()))
     };
     // A single shard stays on this thread, where its products may still use all workers.
-    let parts: Vec<(Gradients, f64)> =
+    let parts: Vec<(Gradients, Tensor)> =
         if shards == 1 { vec![part(0)?] } else { (0..shards).into_par_iter().map(part).collect::<Result<_>>()? };
     let mut total: Gradients = vec![None; vars.len()];
     let mut values = Vec::with_capacity(shards);
@@ -41,6 +42,14 @@ pub fn sharded_gradients(
         total = summed(total, gradients)?;
     }
     Ok((total, values))
+}
+
+/// Sum of the shards' losses.
+///
+/// # Errors
+/// When a copy from the device fails.
+pub fn whole_loss(losses: &[Tensor]) -> Result<f64> {
+    losses.iter().try_fold(0.0, |sum, loss| Ok(sum + f64::from(loss.to_scalar::<f32>()?)))
 }
 
 /// Sums of gradients of the same variables.
@@ -80,7 +89,8 @@ impl Default for AdamSettings {
 #[derive(Debug)]
 pub struct AdamW {
     vars: Vec<Var>,
-    moments: Vec<Option<(Tensor, Tensor)>>,
+    /// First and then second moments of each variable's values, `[2, n]`; none before its first gradient.
+    moments: Vec<Option<Tensor>>,
     settings: AdamSettings,
     step: i32,
 }
@@ -105,9 +115,9 @@ impl AdamW {
         into.put(format!("{name}/step"), &self.step)?;
         for (i, (var, moments)) in self.vars.iter().zip(&self.moments).enumerate() {
             into.put_numbers(format!("{name}/{i}"), host_values(var.as_tensor())?);
-            if let Some((m, v)) = moments {
-                into.put_numbers(format!("{name}/{i}/m"), host_values(m)?);
-                into.put_numbers(format!("{name}/{i}/v"), host_values(v)?);
+            if let Some(moments) = moments {
+                into.put_numbers(format!("{name}/{i}/m"), host_values(&moments.narrow(0, 0, 1)?)?);
+                into.put_numbers(format!("{name}/{i}/v"), host_values(&moments.narrow(0, 1, 1)?)?);
             }
         }
         Ok(())
@@ -131,37 +141,41 @@ impl AdamW {
             };
             var.set(&read("")?)?;
             *moments = match from.numbers(&format!("{name}/{i}/m")) {
-                Ok(_) => Some((read("/m")?, read("/v")?)),
+                Ok(_) => Some(Tensor::stack(&[read("/m")?.flatten_all()?, read("/v")?.flatten_all()?], 0)?),
                 Err(_) => None,
             };
         }
         Ok(())
     }
 
-    /// One step of size `rate` along `gradients`; returns the gradient's norm before clipping.
+    /// One step of size `rate` along `gradients`; none where their norm is not finite, since that would destroy every weight
+    /// and skipping a batch costs nothing.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub fn step(&mut self, gradients: &Gradients, rate: f64) -> Result<f64> {
+    pub fn step(&mut self, gradients: &Gradients, rate: f64) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if gradients.iter().flatten().all(super::cuda::serves) {
+            return self.step_fused(gradients, rate);
+        }
         let mut squares = 0.0;
         for gradient in gradients.iter().flatten() {
             squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
         }
         let norm = squares.sqrt();
         if !norm.is_finite() {
-            // A step along it would destroy every weight; skipping one batch costs nothing.
-            return Ok(norm);
+            return Ok(());
         }
         let factor = self.settings.clip.filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
         self.step += 1;
         let AdamSettings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
-        let corrected = rate / (1.0 - beta1.powi(self.step));
-        let scale = 1.0 / (1.0 - beta2.powi(self.step)).sqrt();
+        let (corrected, scale) = self.corrected(rate);
         for ((var, moments), gradient) in self.vars.iter().zip(&mut self.moments).zip(gradients) {
             let Some(gradient) = gradient else { continue };
-            let (m, v) = match moments.take() {
+            let n = gradient.elem_count();
+            let both = match moments.take() {
                 Some(moments) => moments,
-                None => (gradient.zeros_like()?, gradient.zeros_like()?),
+                None => Tensor::zeros((2, n), gradient.dtype(), gradient.device())?,
             };
             let decay = 1.0 - rate * weight_decay;
             *moments = Some(if gradient.device().is_cpu() {
@@ -174,17 +188,51 @@ impl AdamW {
                     scale: scale as f32,
                     decay: decay as f32,
                 };
-                update.apply(var, gradient, &m, &v)?
+                update.apply(var, gradient, &both)?
             } else {
-                let gradient = (gradient * factor)?;
-                let m = ((m * beta1)? + (&gradient * (1.0 - beta1))?)?;
-                let v = ((v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-                let step = ((&m * corrected)? / ((v.sqrt()? * scale)? + epsilon)?)?;
+                let gradient = (gradient.reshape((1, n))? * factor)?;
+                let m = ((both.narrow(0, 0, 1)? * beta1)? + (&gradient * (1.0 - beta1))?)?;
+                let v = ((both.narrow(0, 1, 1)? * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+                let step = ((&m * corrected)? / ((v.sqrt()? * scale)? + epsilon)?)?.reshape(var.shape())?;
                 var.set(&((var.as_tensor().detach() * decay)? - step)?)?;
-                (m, v)
+                Tensor::cat(&[m, v], 0)?
             });
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    /// `rate` over the first moments' bias correction, and the root of the inverse of the second ones'.
+    fn corrected(&self, rate: f64) -> (f64, f64) {
+        let AdamSettings { beta1, beta2, .. } = self.settings;
+        (rate / (1.0 - beta1.powi(self.step)), 1.0 / (1.0 - beta2.powi(self.step)).sqrt())
+    }
+
+    /// The same without waiting for the GPU: norm and factor stay there. A gradient that is not finite changes no value, but
+    /// counts as a step.
+    #[cfg(feature = "cuda")]
+    fn step_fused(&mut self, gradients: &Gradients, rate: f64) -> Result<()> {
+        let present: Vec<Tensor> = gradients.iter().flatten().cloned().collect();
+        let Some(factor) = super::cuda::clip_factor(&present, self.settings.clip)? else { return Ok(()) };
+        self.step += 1;
+        let AdamSettings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let (corrected, scale) = self.corrected(rate);
+        let update = super::cuda::Adam {
+            betas: [beta1, beta2],
+            rate: corrected,
+            scale,
+            epsilon,
+            decay: 1.0 - rate * weight_decay,
+        };
+        for ((var, moments), gradient) in self.vars.iter().zip(&mut self.moments).zip(gradients) {
+            let Some(gradient) = gradient else { continue };
+            let both = match moments.take() {
+                Some(moments) => moments,
+                None => Tensor::zeros((2, gradient.elem_count()), gradient.dtype(), gradient.device())?,
+            };
+            update.step(var, &both, gradient, &factor)?;
+            *moments = Some(both);
+        }
+        Ok(())
     }
 }
 
@@ -199,18 +247,22 @@ struct Update {
 }
 
 impl Update {
-    fn apply(&self, var: &Var, gradient: &Tensor, m: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Changes `var` and returns the new moments.
+    fn apply(&self, var: &Var, gradient: &Tensor, moments: &Tensor) -> Result<Tensor> {
         let gradient = flat(gradient)?;
-        let [mut m, mut v, mut weights] = [host_values(m)?, host_values(v)?, host_values(var.as_tensor())?];
-        if gradient.values()?.len() != weights.len() {
+        let [mut both, mut weights] = [host_values(moments)?, host_values(var.as_tensor())?];
+        if gradient.values()?.len() != weights.len() || both.len() != 2 * weights.len() {
             let expected = format!("expected {} numbers, got {}", weights.len(), gradient.values()?.len());
             return Err(Error::input("gradient", expected));
         }
-        let values = [&mut *m, &mut *v, &mut *weights];
-        pulp::Arch::new().dispatch(Apply { update: self, gradient: &gradient.values()?, values });
-        let shape = var.shape();
-        var.set(&Tensor::from_vec(weights, shape, var.device())?)?;
-        Ok((Tensor::from_vec(m, shape, var.device())?, Tensor::from_vec(v, shape, var.device())?))
+        let (m, v) = both.split_at_mut(weights.len());
+        pulp::Arch::new().dispatch(Apply {
+            update: self,
+            gradient: &gradient.values()?,
+            values: [m, v, &mut *weights],
+        });
+        var.set(&Tensor::from_vec(weights, var.shape(), var.device())?)?;
+        Ok(Tensor::from_vec(both, moments.shape(), var.device())?)
     }
 }
 

@@ -27,6 +27,9 @@ pub struct RopeTable {
     head_dim: usize,
     /// Frequencies of a head.
     half: usize,
+    /// Cosines, then sines, on the GPU that asked for them first.
+    #[cfg(feature = "cuda")]
+    there: Arc<std::sync::OnceLock<Tensor>>,
 }
 
 /// Which position each row of a batch starts at: `position = column − pad` (columns in the padding get 0).
@@ -52,7 +55,15 @@ impl RopeTable {
             Angles { cos: values(f64::cos), sin: values(f64::sin) }
         };
         let beyond = rope.first_context().filter(|context| *context < positions).map(|context| (context, table(true)));
-        Self { angles: table(false), beyond, positions, head_dim, half: rope.count(head_dim) }
+        Self {
+            angles: table(false),
+            beyond,
+            positions,
+            head_dim,
+            half: rope.count(head_dim),
+            #[cfg(feature = "cuda")]
+            there: Arc::default(),
+        }
     }
 
     /// Number of positions in the table.
@@ -102,6 +113,10 @@ impl RopeTable {
             let op = Rotate { table: self.clone(), rows: rows.clone(), cols, sign: 1.0 };
             return Ok(x.contiguous()?.apply_op1(op)?);
         }
+        #[cfg(feature = "cuda")]
+        if self.beyond.is_none() && super::cuda::serves(x) {
+            return Ok(super::cuda::rotate(x, &self.on_device(x.device())?, self.head_dim, rows)?);
+        }
         self.rotate_plain(x, rows)
     }
 
@@ -126,6 +141,19 @@ impl RopeTable {
         let second = (right.broadcast_mul(&cos)? + left.broadcast_mul(&sin)?)?;
         let rest = x.narrow(3, 2 * half, self.head_dim - 2 * half)?;
         Ok(Tensor::cat(&[first, second, rest], 3)?.reshape((batch, cols, width))?)
+    }
+
+    /// `[2, positions, half]`: cosines, then sines.
+    #[cfg(feature = "cuda")]
+    fn on_device(&self, device: &candle_core::Device) -> Result<Tensor> {
+        if let Some(angles) = self.there.get().filter(|angles| angles.device().same_device(device)) {
+            return Ok(angles.clone());
+        }
+        let values = self.angles.cos.iter().chain(self.angles.sin.iter()).copied().collect::<Vec<_>>();
+        let angles = Tensor::from_vec(values, (2, self.positions, self.half), device)?;
+        // Another thread's copy would be equal.
+        let _ = self.there.set(angles.clone());
+        Ok(angles)
     }
 
     /// The entries of one token.

@@ -138,12 +138,13 @@ fn free_memory() -> Option<u64> {
 /// The device that `auto`, `cpu`, `cuda` or `cuda:N` means; `auto` takes a GPU where this build and machine have one.
 ///
 /// # Errors
-/// [`Error::Usage`] for another word; [`Error::Input`] when the GPU that is asked for cannot be opened.
+/// [`Error::Usage`] for another word; [`Error::Input`] when the GPU that is asked for cannot be opened, or computes something
+/// else with this build's kernels than with candle's.
 pub fn parse(text: &str) -> Result<Device> {
-    match text {
-        "cpu" => Ok(Device::Cpu),
+    let device = match text {
+        "cpu" => Device::Cpu,
         // A build for GPUs on a machine without one computes on the CPU.
-        "auto" => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+        "auto" => Device::new_cuda(0).unwrap_or(Device::Cpu),
         _ => {
             let ordinal = match text.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -151,11 +152,16 @@ pub fn parse(text: &str) -> Result<Device> {
                 None => None,
             };
             match ordinal {
-                Some(ordinal) => Device::new_cuda(ordinal).map_err(|error| no_gpu(text, &error)),
-                None => Err(Error::usage(format!("expected `auto`, `cpu`, `cuda` or `cuda:N`, got `{text}`"))),
+                Some(ordinal) => Device::new_cuda(ordinal).map_err(|error| no_gpu(text, &error))?,
+                None => return Err(Error::usage(format!("expected `auto`, `cpu`, `cuda` or `cuda:N`, got `{text}`"))),
             }
         }
+    };
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        crate::model::cuda::check(&device)?;
     }
+    Ok(device)
 }
 
 fn no_gpu(text: &str, error: &candle_core::Error) -> Error {
