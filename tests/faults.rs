@@ -100,7 +100,7 @@ fn run(
 ) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
     let (decoder, data) = (decoder(), data(pad));
-    let given = Given { weights: (&decoder).into(), data: &data, adversary, seed: 5 };
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, at_once: 2, seed: 5 };
     let outcome = et::run(spec, faults, layers, &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
@@ -243,7 +243,7 @@ fn training_neutralises_the_edit_it_has_seen() {
 fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
     let (decoder, data) = (decoder(), data(0));
-    let given = Given { weights: (&decoder).into(), data: &data, adversary, seed: 5 };
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, at_once: 2, seed: 5 };
     let outcome = et_closed::run(spec, Reach::Own, &[1], &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
@@ -295,7 +295,7 @@ fn a_block_that_has_met_what_comes_down_the_stream_ignores_more_of_it() {
     let [own, earlier] = [Reach::Own, Reach::Earlier].map(|reach| {
         let spec = EtClosedSpec { rank: 0, bank: 1, rounds: 1, lambda: 0.01, mu: 1e-6, ..EtClosedSpec::default() };
         let adversary = Scripted::new(strong, 0.0);
-        let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, seed: 5 };
+        let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, at_once: 2, seed: 5 };
         let mut store = Forgetful::default();
         let outcome = et_closed::run(&spec, reach, &[0, 1], &given, &Silent, &mut store).unwrap();
         let of_block_1 = outcome.adapters.iter().filter(|(name, _)| name.contains("layers.1."));

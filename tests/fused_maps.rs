@@ -83,7 +83,9 @@ fn logits(decoder: &Decoder) -> Vec<f32> {
 fn same_in_both_layouts(stage: impl Fn(&Given<'_>) -> AdapterSet) {
     let (apart, joined, data) = (decoder(false), decoder(true), data());
     assert_eq!(logits(&apart), logits(&joined));
-    let run = |decoder: &Decoder| stage(&Given { weights: decoder.into(), data: &data, adversary: &Always, seed: 5 });
+    let run = |decoder: &Decoder| {
+        stage(&Given { weights: decoder.into(), data: &data, adversary: &Always, at_once: 2, seed: 5 })
+    };
     let (apart_set, joined_set) = (run(&apart), run(&joined));
     assert_eq!((apart_set.len(), joined_set.len()), (7, 4));
     for module in Module::ALL {

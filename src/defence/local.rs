@@ -83,37 +83,40 @@ pub(super) fn run<T: BlockTrainer>(
         BTreeMap::new()
     };
     let store = Mutex::new((store, 0));
-    let units: Vec<Unit> = layers
-        .par_iter()
-        .map(|layer| {
-            let (unit, fresh) = match kept.get(layer) {
-                Some(unit) => (unit.clone(), false),
-                None => (harden_block(settings, *layer, given, &firsts, &make)?, true),
-            };
-            let key = block_unit(name, *layer);
-            let mut guard = store.lock().map_err(|_| Error::input(&key, "another block's worker panicked"))?;
-            if fresh {
-                let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(&key, error.to_string()))?;
-                guard.0.put(&key, &bytes)?;
-            }
-            guard.1 += 1;
-            let o = &unit.outcome;
-            observer.event(Event::UnitFinished {
-                stage: name.into(),
-                done: guard.1,
-                units: layers.len(),
-                detail: format!(
-                    "block {layer}: asr {:.2}, after training {:.2}, re-fitted {:.2}{}",
-                    o.asr_before,
-                    o.asr_frozen,
-                    o.asr_refitted,
-                    if o.reverted { ", reverted" } else { "" }
-                ),
-            });
-            drop(guard);
-            Ok(unit)
-        })
-        .collect::<Result<_>>()?;
+    let harden = |layer: &usize| -> Result<Unit> {
+        let (unit, fresh) = match kept.get(layer) {
+            Some(unit) => (unit.clone(), false),
+            None => (harden_block(settings, *layer, given, &firsts, &make)?, true),
+        };
+        let key = block_unit(name, *layer);
+        let mut guard = store.lock().map_err(|_| Error::input(&key, "another block's worker panicked"))?;
+        if fresh {
+            let bytes = serde_json::to_vec(&unit).map_err(|error| Error::input(&key, error.to_string()))?;
+            guard.0.put(&key, &bytes)?;
+        }
+        guard.1 += 1;
+        let o = &unit.outcome;
+        observer.event(Event::UnitFinished {
+            stage: name.into(),
+            done: guard.1,
+            units: layers.len(),
+            detail: format!(
+                "block {layer}: asr {:.2}, after training {:.2}, re-fitted {:.2}{}",
+                o.asr_before,
+                o.asr_frozen,
+                o.asr_refitted,
+                if o.reverted { ", reverted" } else { "" }
+            ),
+        });
+        drop(guard);
+        Ok(unit)
+    };
+    // Where every worker may have its own, none waits for the others of its group.
+    let free = given.at_once >= rayon::current_num_threads();
+    let mut units = Vec::with_capacity(layers.len());
+    for together in layers.chunks(if free { layers.len() } else { given.at_once }.max(1)) {
+        units.extend(together.par_iter().map(harden).collect::<Result<Vec<_>>>()?);
+    }
     let mut outcome = StageOutcome::default();
     for unit in units {
         if !unit.outcome.reverted {
@@ -179,7 +182,7 @@ fn harden_block<T: BlockTrainer>(
     firsts: &BTreeMap<usize, Vec<Edit>>,
     make: &(impl Fn(usize, &mut Stream) -> Result<T> + Sync),
 ) -> Result<Unit> {
-    let Given { weights: Weighed { original, current: decoder }, data, adversary, seed } = *given;
+    let Given { weights: Weighed { original, current: decoder }, data, adversary, seed, .. } = *given;
     let mut stream = Stream::new(seed, &block_unit(settings.name, layer));
     let task = Neutralisation::new(layer, original, data, settings.sizes, &mut stream)?;
     let mut trainer = make(layer, &mut stream)?;

@@ -48,6 +48,8 @@ pub struct Given<'a> {
     pub data: &'a DefenceData,
     /// Who attacks it.
     pub adversary: &'a dyn Adversary,
+    /// Blocks that are trained at once; the results do not depend on it.
+    pub at_once: usize,
     /// Root of its random streams.
     pub seed: u64,
 }

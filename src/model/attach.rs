@@ -4,6 +4,8 @@
 //! graph, where its gradient is the given function. So a frozen weight costs no gradient of its own, and an operation
 //! that has no backward pass gets one.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Error, Layout, Shape, Storage, Tensor};
 
@@ -17,33 +19,45 @@ impl<F: Fn(&Tensor) -> candle_core::Result<[Option<Tensor>; 3]> + Send + Sync + 
 
 /// `value` as a function of `x`, with the gradient that `vjp` gives.
 pub(super) fn attach(x: &Tensor, value: Tensor, vjp: impl Vjp1) -> candle_core::Result<Tensor> {
-    if x.track_op() { x.apply_op1(Attached { value, vjp }) } else { Ok(value) }
+    if x.track_op() { x.apply_op1(Attached::new(value, vjp)) } else { Ok(value) }
 }
 
 /// `value` as a function of three tensors.
 pub(super) fn attach3(inputs: [&Tensor; 3], value: Tensor, vjp: impl Vjp3) -> candle_core::Result<Tensor> {
     let [a, b, c] = inputs;
-    if inputs.iter().any(|t| t.track_op()) { a.apply_op3(b, c, Attached { value, vjp }) } else { Ok(value) }
+    if inputs.iter().any(|t| t.track_op()) { a.apply_op3(b, c, Attached::new(value, vjp)) } else { Ok(value) }
 }
 
 struct Attached<F> {
-    value: Tensor,
+    /// Until it has been copied into the graph, which is once.
+    value: Mutex<Option<Tensor>>,
     vjp: F,
 }
 
 impl<F> Attached<F> {
+    fn new(value: Tensor, vjp: F) -> Self {
+        Self { value: Mutex::new(Some(value)), vjp }
+    }
+
+    fn value(&self) -> candle_core::Result<Tensor> {
+        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| Error::Msg("expected to be applied once".into()))
+    }
+
     fn on_cpu(&self) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
+        let value = self.value()?;
+        let (storage, layout) = value.storage_and_layout();
         match &*storage {
-            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
+            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, value.shape().clone())),
             _ => Err(Error::Msg("expected a value on the CPU".into())),
         }
     }
 
     fn on_cuda(&self) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
+        let value = self.value()?;
+        let (storage, layout) = value.storage_and_layout();
         match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.value.shape().clone())),
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, value.shape().clone())),
             _ => Err(Error::Msg("expected a value on a CUDA device".into())),
         }
     }

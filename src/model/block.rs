@@ -95,6 +95,12 @@ impl Block {
         self
     }
 
+    /// The same block with every tensor that is in memory replaced by `change(tensor)`.
+    pub(super) fn with_tensors(&self, change: &mut impl FnMut(&Tensor) -> Tensor) -> Result<Self> {
+        let maps = self.maps.each_ref().map(|map| map.with_tensors(change));
+        Ok(Self { maps, norms: self.norms.mapped("", &mut |_, tensor| Ok(change(tensor)))? })
+    }
+
     /// What attention adds to the stream, from `h` `[batch, pos, d_model]`; with hooks at `hook_z` and `hook_attn_out`.
     pub(super) fn attention(
         &self,
@@ -183,8 +189,8 @@ impl Block {
         Ok(BlockParts { attention_in: self.attention_in(h, blueprint)?, z, attention, mlp_in, active, mlp })
     }
 
-    /// The block's output, `[batch, pos, d_model]`.
-    pub(super) fn forward(
+    /// The block's output, `[batch, pos, d_model]`, from its input; with all hooks but those at the two.
+    pub(super) fn body(
         &self,
         layer: usize,
         h: &Tensor,
@@ -192,11 +198,10 @@ impl Block {
         hooks: &mut Hooks<'_>,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let h = hooks.visit(Site::new(layer, Point::ResidPre), h.clone(), context.batch)?;
-        let attention = self.attention(layer, &h, context, hooks, cache)?;
+        let attention = self.attention(layer, h, context, hooks, cache)?;
         let mid = hooks.visit(Site::new(layer, Point::ResidMid), (h + attention)?, context.batch)?;
         let mlp = self.feed_forward(layer, &mid, context, hooks)?;
-        hooks.visit(Site::new(layer, Point::ResidPost), (mid + mlp)?, context.batch)
+        Ok((mid + mlp)?)
     }
 }
 

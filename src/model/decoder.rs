@@ -18,7 +18,9 @@ use super::hooks::Hooks;
 use super::kv_cache::KvCache;
 use super::linear::Linear;
 use super::norm::Norm;
+use super::recompute::Recomputed;
 use super::rope::RopeTable;
+use super::site::{Point, Site};
 use super::weight::Weight;
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -26,13 +28,14 @@ use crate::{Error, Result};
 /// A decoder: f32 in memory, or with its matrices left in the checkpoint's files.
 #[derive(Debug, Clone)]
 pub struct Decoder {
-    blueprint: Blueprint,
+    blueprint: Arc<Blueprint>,
     device: Device,
     embedding: Weight,
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
-    ropes: Vec<RopeTable>,
+    ropes: Arc<[RopeTable]>,
+    recomputes: bool,
 }
 
 /// Where a decoder's weights come from.
@@ -132,7 +135,23 @@ impl Decoder {
         let head = if blueprint.tied { embedding.clone() } else { source.matrix(table("lm_head.weight"), d)? };
         let positions = blueprint.positions();
         let ropes = blueprint.ropes.iter().map(|rope| RopeTable::new(rope, blueprint.head_dim, positions)).collect();
-        Ok(Self { device: device.clone(), embedding, blocks, norm, head: Linear::new(head, None), ropes, blueprint })
+        Ok(Self {
+            device: device.clone(),
+            embedding,
+            blocks,
+            norm,
+            head: Linear::new(head, None),
+            ropes,
+            blueprint: Arc::new(blueprint),
+            recomputes: false,
+        })
+    }
+
+    /// The same decoder, whose passes keep nothing of a block but its input where `yes`: its activations are computed again
+    /// when a gradient asks for them. Takes a fraction of the memory and a third more time; the gradients are the same.
+    #[must_use]
+    pub fn recomputing(self, yes: bool) -> Self {
+        Self { recomputes: yes, ..self }
     }
 
     /// The architecture.
@@ -267,7 +286,15 @@ impl Decoder {
         let context = self.context(batch, cache.as_ref().map_or(0, |cache| cache.past()));
         let mut h = h.clone();
         for layer in layers {
-            h = self.blocks[layer].forward(layer, &h, &context, hooks, cache.as_deref_mut())?;
+            let block = &self.blocks[layer];
+            h = hooks.visit(Site::new(layer, Point::ResidPre), h, batch)?;
+            h = if self.recomputes && cache.is_none() && !hooks.act_inside(layer) {
+                let (blueprint, ropes) = (self.blueprint.clone(), self.ropes.clone());
+                Recomputed { block: block.clone(), layer, blueprint, ropes, batch: batch.clone() }.forward(&h)?
+            } else {
+                block.body(layer, &h, &context, hooks, cache.as_deref_mut())?
+            };
+            h = hooks.visit(Site::new(layer, Point::ResidPost), h, batch)?;
         }
         Ok(h)
     }
@@ -329,7 +356,7 @@ impl Decoder {
     }
 
     fn unembed(&self, hidden: &Tensor) -> Result<Tensor> {
-        let Blueprint { norm_eps, logit_divisor, logit_cap, .. } = self.blueprint;
+        let Blueprint { norm_eps, logit_divisor, logit_cap, .. } = *self.blueprint;
         let mut logits = self.head.forward(&self.norm.forward(hidden, norm_eps)?)?;
         if logit_divisor != 1.0 {
             logits = (logits / logit_divisor)?;

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::batch::TokenBatch;
-use super::site::Site;
+use super::site::{Point, Site};
 use crate::Result;
 
 /// Token positions at which an intervention acts.
@@ -75,6 +75,14 @@ impl<'a> Hooks<'a> {
     /// Takes the recording of `site`, `[batch, pos, width]`, if the pass reached it.
     pub fn take(&mut self, site: Site) -> Option<Tensor> {
         self.recorded.remove(&site)
+    }
+
+    /// Whether there is an edit or a recording in block `layer`, between its input and its output.
+    pub(super) fn act_inside(&self, layer: usize) -> bool {
+        [Point::Z, Point::AttnOut, Point::ResidMid, Point::MlpOut].into_iter().any(|point| {
+            let site = Site::new(layer, point);
+            self.wanted.contains(&site) || self.edits.iter().any(|(edit, _)| edit.acts_at(site))
+        })
     }
 
     /// Applies the edits of `site` to `x` and records the result if asked to.

@@ -113,6 +113,22 @@ impl Linear {
         Self { weight: weight.into(), bias: self.bias.clone(), adapter: None }
     }
 
+    /// The same map with every tensor that is in memory replaced by `change(tensor)`.
+    pub(super) fn with_tensors(&self, change: &mut impl FnMut(&Tensor) -> Tensor) -> Self {
+        Self {
+            weight: match &self.weight {
+                Weight::Held(weight) => Weight::Held(change(weight)),
+                stored => stored.clone(),
+            },
+            bias: self.bias.as_ref().map(&mut *change),
+            adapter: self.adapter.as_ref().map(|LowRank { a, b, scale }| LowRank {
+                a: change(a),
+                b: change(b),
+                scale: *scale,
+            }),
+        }
+    }
+
     /// The same function with the adapter merged into the weight, `W + scale·BA`, frozen.
     ///
     /// # Errors

@@ -28,6 +28,7 @@ pub mod mlp;
 pub mod norm;
 pub mod optimiser;
 pub mod prompt;
+mod recompute;
 pub mod record;
 pub mod rope;
 pub mod site;

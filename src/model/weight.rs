@@ -3,7 +3,7 @@
 //! A stored weight costs no memory of its own: the files are mapped, so what was read lately stays in the system's page
 //! cache, and the rest is read again. Widening is one pass over the matrix per use, a few per cent of its product with a
 //! training batch. What hardening has added so far is kept beside it in low-rank form and summed in at every use, with
-//! the arithmetic of the merge into files.
+//! the arithmetic of the merge into files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
 
 use std::fmt;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ impl Weight {
     /// The rows of `location` in `checkpoint`, which are `width` wide.
     ///
     /// # Errors
-    /// When the tensor is missing or has another shape.
+    /// When the tensor is missing, has another shape, or, for an accelerator, values that are not finite.
     pub fn stored(
         checkpoint: &Arc<Checkpoint>,
         location: WeightLocation,
@@ -59,7 +59,12 @@ impl Weight {
     ) -> Result<Self> {
         checkpoint.require_shape(&location.tensor, &[location.of, width])?;
         let (checkpoint, device) = (checkpoint.clone(), device.clone());
-        Ok(Self::Stored(Stored { checkpoint, location, width, device, changes: Vec::new() }))
+        let stored = Stored { checkpoint, location, width, device, changes: Vec::new() };
+        if !stored.device.is_cpu() {
+            // What is not finite is an error here: what is sent as it is stored is not looked at again.
+            stored.widened()?;
+        }
+        Ok(Self::Stored(stored))
     }
 
     /// `(d_out, d_in)`.
@@ -153,12 +158,28 @@ impl Weight {
 }
 
 impl Stored {
-    fn read(&self) -> Result<Tensor> {
-        let rows = self.location.rows.clone();
+    /// Its rows in the file, without changes.
+    fn widened(&self) -> Result<Vec<f32>> {
+        let WeightLocation { tensor, rows, .. } = &self.location;
         let mut values = vec![0.0; rows.len() * self.width];
-        self.checkpoint.read_rows_f32_into(&self.location.tensor, rows.clone(), &mut values)?;
-        let changes: Vec<&Adapter> = self.changes.iter().map(Arc::as_ref).collect();
+        self.checkpoint.read_rows_f32_into(tensor, rows.clone(), &mut values)?;
+        Ok(values)
+    }
+
+    fn read(&self) -> Result<Tensor> {
+        let Self { checkpoint, location: WeightLocation { tensor, rows, .. }, width, device, changes } = self;
+        let shape = (rows.len(), *width);
+        let narrow = !device.is_cpu() && checkpoint.info(tensor)?.dtype == Dtype::BF16;
+        if narrow && changes.is_empty() {
+            let row = width * DType::BF16.size_in_bytes();
+            let bytes = &checkpoint.bytes(tensor)?[rows.start * row..rows.end * row];
+            return Ok(Tensor::from_raw_buffer(bytes, DType::BF16, &[shape.0, shape.1], device)?);
+        }
+        let mut values = self.widened()?;
+        let changes: Vec<&Adapter> = changes.iter().map(Arc::as_ref).collect();
         merge::accumulate(&changes, &mut values);
-        Ok(Tensor::from_vec(values, (rows.len(), self.width), &self.device)?)
+        let values = Tensor::from_vec(values, shape, &Device::Cpu)?;
+        let values = if narrow { values.to_dtype(DType::BF16)? } else { values };
+        Ok(if device.is_cpu() { values } else { values.to_device(device)? })
     }
 }

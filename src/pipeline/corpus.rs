@@ -88,11 +88,12 @@ impl Corpus<'_> {
         self.adversary(Split::Attack, &harmless)
     }
 
-    /// What stages train on and choose by; nothing of it is in `attack` or `evaluation`.
+    /// What stages train on and choose by, and how many independent blocks they may train at once; nothing of it is in `attack`
+    /// or `evaluation`.
     ///
     /// # Errors
     /// As [`Corpus::questions`].
-    pub fn stages(&self, examiner: &Examiner) -> Result<StageData> {
+    pub fn stages(&self, examiner: &Examiner, at_once: usize) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
         let mut stream = Stream::new(self.seed, "data/anchors");
         let mut anchors: Vec<&Example> = vec![];
@@ -128,6 +129,7 @@ impl Corpus<'_> {
             attack: self.adversary(Split::Train, &self.benign())?,
             validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
+            at_once,
         })
     }
 
@@ -220,7 +222,7 @@ mod tests {
     fn nobody_trains_on_what_is_measured() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
         let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
-        let data = corpus.stages(&Examiner::new(&encoder, 8, 1)).unwrap();
+        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), 1).unwrap();
         let attack = corpus.attack().unwrap();
         let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
         let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);

@@ -13,6 +13,9 @@ const SHARE: f64 = 0.85;
 /// Tokens of a dialogue, roughly.
 const TOKENS: usize = 96;
 
+/// Tokens of an answer, roughly.
+const ANSWER: usize = 32;
+
 /// Dialogues of one step of an attack's fit.
 const FITTED: usize = 10;
 
@@ -34,6 +37,28 @@ pub enum Residency {
     Stored,
 }
 
+/// What a pass keeps for its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// All of them.
+    Kept,
+    /// The blocks' inputs; the rest is computed again.
+    Recomputed,
+}
+
+/// Where a run's numbers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The matrices of its decoders.
+    pub weights: Residency,
+    /// Of its training passes.
+    pub activations: Activations,
+    /// Blocks that a block-local stage trains at once.
+    pub blocks: usize,
+    /// Bytes of memory that this takes, roughly.
+    pub bytes: u64,
+}
+
 /// What a run wants of a machine's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
@@ -41,6 +66,8 @@ pub struct Demand {
     pub copies: u64,
     /// Dialogues whose activations are kept for a backward pass at once.
     pub dialogues: usize,
+    /// Dialogues of which a block-local stage keeps every block's input and targets while it trains that block.
+    pub cached: usize,
     /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
     pub trained: u64,
 }
@@ -50,7 +77,7 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let fits = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, dialogues: FITTED * fits, trained: 0 }
+        Self { copies: 2, dialogues: FITTED * fits, cached: 0, trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -65,6 +92,12 @@ impl Demand {
             Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
             Stage::Adversarial(spec, _) => spec.batch * spec.edits_per_step + spec.anchor_batch,
         });
+        let cached = recipe.stages.iter().map(|stage| match stage {
+            Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => spec.prompts + spec.anchors,
+            Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => spec.prompts + spec.anchors,
+            Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => 0,
+        });
+        let cached = cached.max().unwrap_or(0);
         let dialogues = trained.max().unwrap_or(0).max(measuring.dialogues);
         let whole = recipe.stages.iter().any(|stage| match stage {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => true,
@@ -73,7 +106,7 @@ impl Demand {
         });
         // The variable, what it was, its gradient and two moments.
         let trained = if whole { 5 } else { 0 };
-        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues, trained }
+        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues, cached, trained }
     }
 }
 
@@ -87,22 +120,45 @@ impl Machine {
         Self { device, memory: memory.unwrap_or(limit) }
     }
 
-    /// Where the matrices of decoders of one shape are to be, and the bytes that are needed so, roughly.
+    /// Where the numbers of a run on decoders of one shape are to be: everything in memory if it fits; else activations
+    /// computed again, which costs a third more time; else weights read at every use; else both.
     #[must_use]
-    pub fn residency(&self, blueprint: &Blueprint, demand: Demand) -> (Residency, u64) {
-        let width = if self.device.is_cpu() { 4 } else { 2 };
-        let held = demand.copies * width * blueprint.parameters() as u64;
-        // One as it is read and one as it is multiplied.
-        let stored = 2 * 4 * (blueprint.d_model * blueprint.vocab.max(blueprint.d_ff)) as u64;
-        // Some twenty activations of the stream's and feed-forward's width are kept per token and block.
-        let per_token = 4 * blueprint.n_layers * (12 * blueprint.d_model + 4 * blueprint.d_ff);
-        let activations = (per_token * TOKENS * demand.dialogues) as u64;
-        let besides = activations + demand.trained * 4 * blueprint.parameters() as u64;
-        if held + besides <= self.memory {
-            (Residency::Held, held + besides)
-        } else {
-            (Residency::Stored, stored + besides)
-        }
+    pub fn place(&self, blueprint: &Blueprint, demand: Demand) -> Placement {
+        use {Activations::*, Residency::*};
+        let choices = [(Held, Kept), (Held, Recomputed), (Stored, Kept), (Stored, Recomputed)];
+        let needs = choices.map(|(weights, activations)| {
+            let (whole, joint, block) = self.needs(blueprint, demand, weights, activations);
+            (weights, activations, whole, joint, block)
+        });
+        let fits = needs.iter().find(|(.., whole, joint, block)| whole + joint.max(block) <= self.memory);
+        let (weights, activations, whole, joint, block) = *fits.unwrap_or(&needs[3]);
+        let blocks = self.memory.saturating_sub(whole).checked_div(block).unwrap_or(u64::MAX);
+        let blocks = blocks.clamp(1, rayon::current_num_threads() as u64);
+        Placement { weights, activations, blocks: blocks as usize, bytes: whole + joint.max(blocks * block) }
+    }
+
+    /// Bytes that a run needs all the time, those of passes through the model on top, and those of a block-local stage for
+    /// one block, which is not at the same time.
+    fn needs(&self, model: &Blueprint, demand: Demand, weights: Residency, kept: Activations) -> (u64, u64, u64) {
+        const F32: usize = size_of::<f32>();
+        let width = if self.device.is_cpu() { F32 } else { F32 / 2 };
+        let weights = match weights {
+            Residency::Held => demand.copies * (width * model.parameters()) as u64,
+            // One matrix as it is read and one as it is multiplied.
+            Residency::Stored => (2 * F32 * model.d_model * model.vocab.max(model.d_ff)) as u64,
+        };
+        // Some twenty activations of the stream's and feed-forward's width per token and block.
+        let block = 12 * model.d_model + 4 * model.d_ff;
+        let per_token = match kept {
+            Activations::Kept => model.n_layers * block,
+            Activations::Recomputed => model.n_layers * model.d_model + block,
+        };
+        // Logits, what they are compared with, and their gradient.
+        let logits = 3 * ANSWER * model.vocab;
+        let joint = F32 * demand.dialogues * (TOKENS * per_token + logits);
+        // Input and two targets.
+        let local = F32 * demand.cached * TOKENS * 3 * model.d_model;
+        (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64, local as u64)
     }
 }
 
@@ -220,18 +276,25 @@ mod tests {
             d_ff: 14_336,
             ..Blueprint::default()
         };
-        let demand = Demand { copies: 3, dialogues: FITTED, trained: 0 };
-        let on = |memory: u64| Machine::new(Device::Cpu, Some(memory)).residency(&llama_8b, demand);
-        let ((held, much), (stored, little)) = (on(192 << 30), on(24 << 30));
-        assert_eq!((held, stored), (Residency::Held, Residency::Stored));
-        assert!(much > 3 * 4 * llama_8b.parameters() as u64, "{much}");
-        assert!(little < 24 << 30, "an 8B model is hardened within 24 GiB: {little}");
-        let (stored, all) =
-            Machine::new(Device::Cpu, Some(80 << 30)).residency(&llama_8b, Demand { trained: 5, ..demand });
-        assert!(stored == Residency::Stored && all > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {all}");
-        let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b };
-        let (stored, little) = Machine::new(Device::Cpu, Some(80 << 30)).residency(&llama_70b, demand);
-        assert!(stored == Residency::Stored && little < 80 << 30, "a 70B model is within 80 GiB: {little}");
+        let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
+        // What the recipes of the families ask for.
+        let demand = Demand { copies: 3, dialogues: 28, cached: 640, trained: 0 };
+        let on = |model: &Blueprint, memory: u64, demand| {
+            let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
+            assert!(placed.bytes <= memory, "{placed:?} in {memory}");
+            (placed.weights, placed.activations)
+        };
+        use {Activations::*, Residency::*};
+        assert_eq!(on(&llama_8b, 192 << 30, demand), (Held, Kept));
+        assert_eq!(on(&llama_8b, 128 << 30, demand), (Held, Recomputed));
+        assert_eq!(on(&llama_8b, 64 << 30, demand), (Stored, Kept));
+        assert_eq!(on(&llama_8b, 24 << 30, demand), (Stored, Recomputed));
+        assert_eq!(on(&llama_70b, 80 << 30, demand), (Stored, Recomputed));
+        let machine = Machine::new(Device::Cpu, Some(80 << 30));
+        let trained = machine.place(&llama_8b, Demand { trained: 5, ..demand });
+        assert!(trained.bytes > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {trained:?}");
+        let one = Machine { memory: 8 << 30, ..machine }.place(&llama_8b, demand);
+        assert_eq!(one.blocks, 1, "what one block keeps is most of this memory");
     }
 
     #[test]

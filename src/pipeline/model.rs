@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::bundled;
-use super::device::{Demand, Machine, Residency};
+use super::device::{Activations, Demand, Machine, Placement, Residency};
 use crate::checkpoint::{Checkpoint, Digest};
 use crate::event::{Event, Observer};
 use crate::hub;
@@ -92,13 +92,15 @@ pub struct Model {
     pub decoder: Decoder,
     /// Tokenizer and chat template.
     pub encoder: PromptEncoder,
+    /// Where its numbers are while it is used.
+    pub placement: Placement,
     /// SHA-256 by file of everything that makes the model: card, signature and evidence aside.
     pub digests: BTreeMap<String, String>,
 }
 
 impl Model {
-    /// Opens, loads and digests a located model; what is odd about it goes to `observer`. Its matrices stay in the files when
-    /// what the run demands does not fit into the machine's memory.
+    /// Opens, loads and digests a located model; what is odd about it goes to `observer`. What the
+    /// run demands decides where weights and activations are (see [`Machine::place`]).
     ///
     /// # Errors
     /// As [`Checkpoint::open`], [`Decoder::load`] and [`PromptEncoder::open`].
@@ -108,12 +110,13 @@ impl Model {
             observer.event(Event::Warning(warning.clone()));
         }
         let encoder = PromptEncoder::open(&located.dir)?;
-        let (residency, _) = machine.residency(&families::blueprint(checkpoint.config())?, demand);
-        let decoder = match residency {
+        let placement = machine.place(&families::blueprint(checkpoint.config())?, demand);
+        let decoder = match placement.weights {
             Residency::Held => Decoder::load(&checkpoint, &machine.device)?,
             Residency::Stored => Decoder::stream(&checkpoint, &machine.device)?,
         };
-        Ok(Self { digests: digests(&checkpoint)?, located, checkpoint, decoder, encoder })
+        let decoder = decoder.recomputing(placement.activations == Activations::Recomputed);
+        Ok(Self { digests: digests(&checkpoint)?, located, checkpoint, decoder, encoder, placement })
     }
 
     /// As [`Model::load`], from a reference.

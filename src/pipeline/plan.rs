@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::budget;
 use super::corpus::prompts_of;
-use super::device::{Demand, Machine, Residency};
+use super::device::{Activations, Demand, Machine, Residency};
 use super::harden::{check_match, locate_for, stage_layers};
 use super::suite::{Grid, Selection};
 use super::verify::{imported, row_names};
@@ -41,6 +41,8 @@ pub struct Plan {
     pub shortages: Vec<String>,
     /// Where the weights are while the run works.
     pub weights: String,
+    /// What training passes keep.
+    pub activations: String,
     /// Memory that is needed, bytes, roughly.
     pub memory_bytes: u64,
     /// Disk that is needed for the output, bytes.
@@ -68,7 +70,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     }
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
-    let (residency, memory_bytes) = machine.residency(&blueprint, Demand::of_hardening(recipe, &machine.device));
+    let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &machine.device));
     let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
     Ok(Plan {
         model: format!(
@@ -89,8 +91,14 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
             .chain(row_names(&recipe.utility, &tasks))
             .collect(),
         shortages: shortages(recipe, &data, &grid),
-        memory_bytes,
-        weights: match residency {
+        memory_bytes: placement.bytes,
+        activations: match placement.activations {
+            Activations::Kept => "kept for the backward pass".into(),
+            Activations::Recomputed => {
+                "computed again in the backward pass, but for the blocks' inputs: all of them do not fit".into()
+            }
+        },
+        weights: match placement.weights {
             Residency::Held => "in memory, f32".into(),
             Residency::Stored => {
                 let size: u64 = checkpoint.weight_files().filter_map(length).sum();

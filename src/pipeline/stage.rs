@@ -33,6 +33,8 @@ pub struct StageData {
     pub validation: Questions,
     /// Generates and judges.
     pub examiner: Examiner,
+    /// Blocks that are trained at once where they are independent.
+    pub at_once: usize,
 }
 
 /// Runs `stage` on the blocks `layers` of the current weights.
@@ -54,14 +56,14 @@ pub fn run_stage(
             spec,
             faults,
             layers,
-            &Given { weights, data: &data.defence, adversary: &adversary, seed },
+            &Given { weights, data: &data.defence, adversary: &adversary, at_once: data.at_once, seed },
             observer,
             store,
         )
     };
     let closed = |spec: &EtClosedSpec, reach: et_closed::Reach, store: &mut dyn UnitStore| {
         let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-        let given = Given { weights, data: &data.defence, adversary: &adversary, seed };
+        let given = Given { weights, data: &data.defence, adversary: &adversary, at_once: data.at_once, seed };
         et_closed::run(spec, reach, layers, &given, observer, store)
     };
     let removal = |spec: &HarmVectorSpec, keep: f64| {
