@@ -35,18 +35,32 @@ fn main() -> io::Result<()> {
     if env::var_os("CARGO_FEATURE_CUDA").is_some() { compile_kernels(&root) } else { Ok(()) }
 }
 
-/// The fused kernels as intermediate code, which the driver translates: made for GPUs since Ampere unless told otherwise.
+/// The fused kernels as intermediate code, which the driver translates: for every GPU that the toolkits of today know, unless
+/// told otherwise.
 fn compile_kernels(root: &Path) -> io::Result<()> {
-    println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
-    let capability = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into());
+    for variable in ["CUDA_COMPUTE_CAP", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let capability: String =
+        env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "75".into()).chars().filter(char::is_ascii_digit).collect();
     let out = PathBuf::from(env::var("OUT_DIR").map_err(io::Error::other)?).join("fused.ptx");
-    let status = Command::new("nvcc")
+    let status = Command::new(nvcc())
         .args(["-ptx", "-O3", &format!("-arch=compute_{capability}"), "-o"])
         .arg(&out)
         .arg(root.join("src/model/cuda/fused.cu"))
         .status()
-        .map_err(|error| io::Error::other(format!("the feature `cuda` needs nvcc on the path: {error}")))?;
+        .map_err(|error| {
+            io::Error::other(format!("the feature `cuda` needs nvcc, on the path or below $CUDA_HOME: {error}"))
+        })?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("nvcc ended with {status}"))) }
+}
+
+/// The compiler that `$NVCC` names, else the one of a toolkit's folder, else the one on the path.
+fn nvcc() -> PathBuf {
+    let named = env::var_os("NVCC").map(PathBuf::from);
+    let folders = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+    let mut below = folders.map(|folder| PathBuf::from(folder).join("bin/nvcc"));
+    named.or_else(|| below.find(|path| path.is_file())).unwrap_or_else(|| "nvcc".into())
 }
 
 /// All files below `folder`.

@@ -200,7 +200,7 @@ pub fn parse(text: &str) -> Result<Device> {
     let device = match text {
         "cpu" => Device::Cpu,
         // A build for GPUs on a machine without one computes on the CPU.
-        "auto" => Device::new_cuda(0).unwrap_or(Device::Cpu),
+        "auto" => open(0).unwrap_or(Device::Cpu),
         _ => {
             let ordinal = match text.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -208,7 +208,7 @@ pub fn parse(text: &str) -> Result<Device> {
                 None => None,
             };
             match ordinal {
-                Some(ordinal) => Device::new_cuda(ordinal).map_err(|error| no_gpu(text, &error))?,
+                Some(ordinal) => open(ordinal).map_err(|error| no_gpu(text, &error))?,
                 None => return Err(Error::usage(format!("expected `auto`, `cpu`, `cuda` or `cuda:N`, got `{text}`"))),
             }
         }
@@ -218,6 +218,14 @@ pub fn parse(text: &str) -> Result<Device> {
         crate::model::cuda::check(&device)?;
     }
     Ok(device)
+}
+
+#[cfg(feature = "cuda")]
+use crate::model::cuda::open;
+
+#[cfg(not(feature = "cuda"))]
+fn open(ordinal: usize) -> candle_core::Result<Device> {
+    Device::new_cuda_with_stream(ordinal)
 }
 
 fn no_gpu(text: &str, error: &candle_core::Error) -> Error {
@@ -231,11 +239,13 @@ fn no_gpu(text: &str, error: &candle_core::Error) -> Error {
     Error::input(format!("--device {text}"), format!("expected a GPU, got none: {reason}")).hint(hint)
 }
 
-/// `cpu`, `cuda` or `metal`.
+/// `cpu`, `cuda`, `cuda without fused kernels` or `metal`: what figures are told apart by.
 #[must_use]
 pub fn kind(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) if !crate::model::cuda::wanted() => "cuda without fused kernels",
         Device::Cuda(_) => "cuda",
         Device::Metal(_) => "metal",
     }

@@ -8,8 +8,8 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaView, LaunchArgs, LaunchConfig, PushKernelArg};
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Error, InplaceOp2, InplaceOp3, Layout, Result,
-    Shape, Tensor, Var,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Error, InplaceOp2, InplaceOp3, Layout,
+    Result, Shape, Tensor, Var,
 };
 
 use super::attention::AttentionShape;
@@ -17,6 +17,18 @@ use super::blueprint::Activation;
 use super::rope::RowPositions;
 
 pub(crate) use check::check;
+
+/// The GPU of that number, with one stream of work for all host threads: what they submit is done in that order. candle's own
+/// choice is a stream for each thread, and nothing orders the work of two.
+///
+/// # Errors
+/// Those of the driver.
+pub(crate) fn open(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    // SAFETY: events order the work of several streams; here there is one.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
 
 /// The kernels as the compiler's intermediate code, which the driver translates for its GPU when they are first used.
 const FUSED: &str = include_str!(concat!(env!("OUT_DIR"), "/fused.ptx"));
@@ -36,7 +48,7 @@ pub(super) fn serves(x: &Tensor) -> bool {
 }
 
 /// Not when `IMMUNISE_KERNELS=plain` asks for candle's operations.
-fn wanted() -> bool {
+pub(crate) fn wanted() -> bool {
     static WANTED: OnceLock<bool> = OnceLock::new();
     *WANTED.get_or_init(|| std::env::var("IMMUNISE_KERNELS").as_deref() != Ok("plain"))
 }
@@ -111,6 +123,9 @@ impl Launch {
 
     /// The same where the kernel changes the first array and has no other result.
     fn run_in_place(&self, changed: (&mut CudaStorage, &Layout), arrays: &[(&CudaStorage, &Layout)]) -> Result<()> {
+        if self.blocks == 0 {
+            return Ok(());
+        }
         let (storage, layout) = changed;
         let (start, end) = layout.contiguous_offsets().ok_or_else(|| self.wrong("a target that is not contiguous"))?;
         let device = storage.device().clone();
@@ -314,8 +329,15 @@ fn masked(pads: &[usize], like: &Tensor) -> Result<Tensor> {
 
 /// [`super::rope::RopeTable::rotate`]: `angles` `[2, positions, half]` are cosines, then sines.
 pub(super) fn rotate(x: &Tensor, angles: &Tensor, head_dim: usize, rows: &RowPositions) -> Result<Tensor> {
-    let (_, columns, width) = x.dims3()?;
+    let (batch, columns, width) = x.dims3()?;
     let (_, positions, half) = angles.dims3()?;
+    if rows.pads.len() != batch || !width.is_multiple_of(head_dim) || 2 * half > head_dim {
+        let pads = rows.pads.len();
+        candle_core::bail!(
+            "rotate: {pads} rows and {half} frequencies of heads of {head_dim} do not fit {:?}",
+            x.dims()
+        );
+    }
     let pads = masked(&rows.pads, x)?;
     let past = rows.past;
     let launch = move |shape: &Shape, sign: f64| {
@@ -377,6 +399,9 @@ impl CustomOp3 for Rotation {
 pub(super) fn masked_softmax(scores: &Tensor, shape: &AttentionShape) -> Result<Tensor> {
     let (batch, rest) = (shape.pads.len(), scores.elem_count());
     let keys = scores.dim(candle_core::D::Minus1)?;
+    if batch == 0 || scores.dim(0)? != batch || keys <= shape.past {
+        candle_core::bail!("masked_softmax: {batch} rows after {} columns do not fit {:?}", shape.past, scores.dims());
+    }
     let queries = keys - shape.past;
     let per_row = rest / (batch * keys);
     let (scale, cap) = (f64::from(shape.scale), f64::from(shape.cap.unwrap_or(0.0)));
