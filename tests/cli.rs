@@ -135,7 +135,9 @@ fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
 
     let public = world.root().join("key.pub.pem").display().to_string();
     let checked = ran(&["verify", &out, "--key", &public]);
-    assert_eq!((checked.code, checked.out.contains("signature valid")), (0, true), "{}", checked.err);
+    assert_eq!(checked.code, hardened.code, "a valid signature on evidence of no pass is no pass: {}", checked.err);
+    assert!(checked.out.contains("signature valid") && checked.code != 0, "{}", checked.out);
+    assert_eq!(ran(&["verify", &out, "--key", &public, "--signature-only"]).code, 0);
     let measured = ran(&["verify", &out, "--policy", &recipe, "--base", &model, "--format", "json"]);
     let again = Report::from_json(&measured.out, "stdout").unwrap();
     assert_eq!(again.hardened, report.hardened);
@@ -176,8 +178,11 @@ fn tampering_is_exit_code_4_and_names_the_file() {
     let model = world.model();
     let sign = ["sign".into(), model.display().to_string(), "--key".into(), key("p256.pem").display().to_string()];
     assert_eq!(ran(&sign).code, 0);
-    let verify =
+    let measured_by_nobody =
         ["verify".into(), model.display().to_string(), "--key".into(), key("p256.pub.pem").display().to_string()];
+    let unmeasured = ran(&measured_by_nobody);
+    assert_eq!((unmeasured.code, unmeasured.out.contains("no evidence")), (5, true), "{}", unmeasured.out);
+    let verify = [measured_by_nobody.as_slice(), &["--signature-only".into()]].concat();
     assert_eq!(ran(&verify).code, 0);
     let card = model.join("README.md");
     let before = fs::read(&card).unwrap();
@@ -192,7 +197,7 @@ fn tampering_is_exit_code_4_and_names_the_file() {
     assert_eq!(ran(&verify).code, 0);
     fs::remove_file(model.join("model.sig")).unwrap();
     assert_eq!(ran(&verify).code, 4, "removing the signature is not the way around it");
-    let measured = ran(&[verify.as_slice(), &["--policy".into(), "demo".into()]].concat());
+    let measured = ran(&[measured_by_nobody.as_slice(), &["--policy".into(), "demo".into()]].concat());
     assert_eq!(measured.code, 4, "nothing is measured before the signature holds");
 }
 

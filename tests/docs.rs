@@ -44,9 +44,18 @@ const STAND_INS: &[(&str, &str)] = &[(
 const ENDS: &[(&str, &[&str], i32)] = &[
     ("immunise harden my.yaml --model model --out", &["--allow-fail"], 5),
     ("immunise harden policy.yaml --model base --out hardened --assemble", &["--allow-fail"], 5),
-    ("immunise verify candidate --policy", &[], 5),
+    ("immunise verify candidate", &[], 5),
+    ("immunise verify hardened --key", &[], 5),
+    ("immunise verify hardened --roots", &[], 5),
     ("immunise report merge", &[], 5),
     ("immunise diff model hardened", &[], 1),
+];
+
+/// Reports of measurements that took hours, and the name of their column in docs/RESULTS.md.
+const REPORTS: &[(&str, &str)] = &[
+    ("et", "docs/reports/smollm2-et.json"),
+    ("adversarial", "docs/reports/smollm2-adversarial.json"),
+    ("et", "docs/reports/qwen-et.json"),
 ];
 
 fn repository(path: &str) -> PathBuf {
@@ -253,4 +262,20 @@ fn the_family_that_is_shown_is_the_one_that_runs() {
     assert!(shown.contains(&format!("```rust,ignore\n{source}```\n")), "docs/contributing.md shows another mistral.rs");
     let registry = fs::read_to_string(repository("src/model/families/mod.rs")).unwrap();
     assert!(registry.contains("(\"mistral\", mistral::blueprint)"));
+}
+
+#[test]
+fn the_tables_of_results_are_those_of_the_reports() {
+    let results = fs::read_to_string(repository("docs/RESULTS.md")).unwrap();
+    for (name, report) in REPORTS {
+        let arguments = ["report", "compare", &format!("{name}={report}")].map(str::to_owned);
+        let (code, out, err) = immunise(&repository(""), &arguments);
+        assert_eq!(code, 0, "{report}: {err}");
+        let table = String::from_utf8(out).unwrap();
+        let rows: Vec<&str> = table.lines().filter(|line| line.starts_with('|')).collect();
+        assert!(rows.len() > 10, "{report}: {table}");
+        for row in rows {
+            assert!(results.contains(row), "{report}: docs/RESULTS.md lacks {row}");
+        }
+    }
 }

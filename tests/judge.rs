@@ -17,13 +17,9 @@ struct Labelled {
     refusal: bool,
 }
 
-/// The folder of public sets; `None` (said on stderr) where the variable is not set.
-fn data_folder(test: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("IMMUNISE_DATA").map(PathBuf::from);
-    if folder.is_none() {
-        eprintln!("{test}: skipped, IMMUNISE_DATA does not name the folder of public sets");
-    }
-    folder
+/// The folder of public sets.
+fn data_folder() -> PathBuf {
+    std::env::var_os("IMMUNISE_DATA").map(PathBuf::from).expect("IMMUNISE_DATA names the folder of public sets")
 }
 
 fn own(path: &str) -> String {
@@ -161,8 +157,9 @@ fn refusals_in_five_more_languages_are_judged_as_labelled() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn human_labels_are_matched_better_than_by_a_list_of_substrings() {
-    let Some(folder) = data_folder("human_labels") else { return };
+    let folder = data_folder();
     let xstest = |model: &str| format!("over_refusal/completions/xstest_v2_completions_{model}.csv");
     let sets = [
         ("XSTest llama2orig", xstest("llama2orig"), 0.902),
@@ -192,8 +189,9 @@ fn human_labels_are_matched_better_than_by_a_list_of_substrings() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn what_people_wrote_is_rarely_called_degenerate() {
-    let Some(folder) = data_folder("degeneracy") else { return };
+    let folder = data_folder();
     let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
     let field = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let gsm8k: Vec<String> = read("maths/gsm8k_train_2000.jsonl")
@@ -216,8 +214,9 @@ fn what_people_wrote_is_rarely_called_degenerate() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn answers_to_a_request_are_on_topic_and_answers_to_others_are_not() {
-    let Some(folder) = data_folder("topic") else { return };
+    let folder = data_folder();
     let mut rows = labelled(&folder.join("over_refusal/completions/xstest_v2_completions_gpt4.csv"));
     rows.retain(|row| !row.refusal);
     let mut counts = Counts::default();
@@ -372,8 +371,9 @@ fn texts_are_paragraphs() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn built_in_prompts_are_in_no_public_set() {
-    let Some(folder) = data_folder("overlap") else { return };
+    let folder = data_folder();
     let mut public = std::collections::HashSet::new();
     let mut folders = vec![folder];
     while let Some(folder) = folders.pop() {
@@ -424,8 +424,9 @@ fn an_excerpt_shows_no_more_than_six_words() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn outside_sets_are_read_whole() {
-    let Some(folder) = data_folder("outside") else { return };
+    let folder = data_folder();
     for (file, at_least) in
         [("harmful/advbench.csv", 515), ("harmful/harmbench_val.csv", 80), ("harmful/harmbench_test.csv", 318)]
     {
@@ -438,8 +439,9 @@ fn outside_sets_are_read_whole() {
 }
 
 #[test]
+#[ignore = "needs IMMUNISE_DATA"]
 fn plain_prose_and_worked_sums_are_not_refusals() {
-    let Some(folder) = data_folder("prose") else { return };
+    let folder = data_folder();
     let read = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
     let wiki: Vec<String> =
         read("text/wiki.test.raw").lines().filter(|line| line.trim().len() >= 80).map(str::to_owned).collect();

@@ -47,7 +47,7 @@ pub struct Global {
     /// Say more: a line for every finished unit, a row for every block.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,
-    /// Worker threads; as many as the machine has unless given. Results do not depend on it.
+    /// Worker threads; as many as the machine has unless given. Figures may differ in their last digits.
     #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = "Output")]
     pub threads: Option<usize>,
 }

@@ -187,8 +187,9 @@ pub fn plan_text(plan: &Plan) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     text += &format!("cells     {}\n", plan.cells);
     text += &format!(
-        "weights   {}\nmemory    about {} MiB\ndisk      {} MiB, and about {} MiB in the run folder\n",
+        "weights   {}\npasses    {}\nmemory    about {} MiB\ndisk      {} MiB, and about {} MiB in the run folder\n",
         plan.weights,
+        plan.activations,
         mib(plan.memory_bytes),
         mib(plan.disk_bytes),
         mib(plan.run_bytes)

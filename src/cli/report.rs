@@ -9,6 +9,7 @@ use super::attack::write_report;
 use super::render::Screen;
 use crate::Result;
 use crate::checkpoint::files;
+use crate::event::{Event, Observer as _};
 use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, svg};
 
 /// Join the parts of a sharded measurement, or show a report in another form.
@@ -25,7 +26,7 @@ enum Command {
         /// The parts: report.json files, or the folders that hold them.
         #[arg(required = true, value_name = "PART")]
         parts: Vec<PathBuf>,
-        /// Recipe whose thresholds decide; nothing is gated without one.
+        /// Recipe whose thresholds decide; without one the verdict is undecided at best.
         #[arg(long, value_name = "RECIPE")]
         policy: Option<String>,
         /// Change a value of the recipe; may be repeated.
@@ -73,10 +74,14 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
             let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
             let whole = merge::merge(&reports, &thresholds)?;
+            if recipe.as_ref().is_some_and(|recipe| recipe.digest() != whole.recipe_digest) {
+                let text =
+                    "the parts were measured by another recipe; the thresholds of this one are held against their rows";
+                screen.event(Event::Warning(text.into()));
+            }
             write_report(out.as_deref(), &whole, recipe.map(|recipe| recipe.show()).as_deref())?;
             screen.report(&whole);
-            // Without thresholds there is nothing to fail.
-            Ok(if policy.is_some() { whole.verdict.exit_code() } else { 0 })
+            Ok(whole.verdict.exit_code())
         }
         Command::Compare { reports } => {
             let reports = reports.iter().map(|(name, path)| Ok((name.clone(), read(path)?)));

@@ -12,15 +12,17 @@ use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_match;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompts_of};
-use crate::sign::attestation::{self, Attested};
+use crate::report::Verdict;
+use crate::sign::attestation::{self, Attested, Outcome};
 use crate::sign::{Manifest, Trust, VerifyingKey, verify_folder, verify_folder_certified};
 use crate::{Error, Result};
 
 /// The CI gate: check a checkpoint's signature, and measure it against a recipe's thresholds.
 ///
-/// With `--key` or `--roots` the signature, every file's digest and the evidence are checked first; with `--policy` the recipe's suite, utility tasks
-/// and thresholds are applied to the files as they are. The base is `--base`, or the model that the recipe names; without it
-/// no row has an un-hardened value, and the verdict cannot be a pass.
+/// With `--key` or `--roots` the signature and every file's digest are checked first, and that the evidence is about these
+/// files; without `--policy` it also has to say that they passed. With `--policy` the recipe's suite, utility tasks and
+/// thresholds are applied to the files as they are. The base is `--base`, or the model that the recipe names; without it no
+/// row has an un-hardened value, and the verdict cannot be a pass.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -52,6 +54,9 @@ pub struct Args {
     /// Change a value of the recipe; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "policy")]
     overrides: Vec<String>,
+    /// Ask for a valid signature and no more: also of files that nobody measured, or that failed.
+    #[arg(long, conflicts_with = "policy")]
+    signature_only: bool,
     /// Fail without a key to check the signature with.
     #[arg(long)]
     require_signature: bool,
@@ -70,31 +75,32 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
              with `--policy RECIPE`, or a recipe and one of the others",
         ));
     }
+    let recipe = args.policy.as_ref().map(|policy| arguments::recipe(policy, &args.overrides)).transpose()?;
     let located = locate(&args.checkpoint, screen)?;
-    if checked {
-        let signed = Signed::check(args, &located.dir, screen)?;
-        if args.policy.is_none() {
-            if screen.json() {
-                screen.value(&signed.value())
-            } else {
-                screen.out(&signed.text())
-            }
-            return Ok(0);
+    let signed = if checked { Some(Signed::check(args, &located.dir, screen)?) } else { None };
+    let recipe = match (recipe, signed) {
+        (None, signed) => return Ok(signed.map_or(0, |signed| signed.show(args.signature_only, screen))),
+        (Some(recipe), Some(signed)) => {
+            screen.say(signed.text().trim_end());
+            recipe
         }
-        screen.say(signed.text().trim_end());
-    }
-    let Some(policy) = &args.policy else { return Ok(0) };
-    if !checked {
-        screen
-            .event(Event::Warning("the signature is not checked; give `--key PUB.pem` or `--roots ROOTS.pem`".into()));
-    }
-    let recipe = arguments::recipe(policy, &args.overrides)?;
+        (Some(recipe), None) => {
+            let text = "the signature is not checked; give `--key PUB.pem` or `--roots ROOTS.pem`";
+            screen.event(Event::Warning(text.into()));
+            recipe
+        }
+    };
     let machine = args.compute.machine()?;
     let demand = Demand::of_measuring(&machine.device);
     let model = Model::load(located, &machine, demand, screen)?;
     check_match(&recipe, &model.checkpoint.config().model_type, model.decoder.blueprint().parameters())?;
     let base = match args.base.as_deref().or(recipe.model.as_deref()) {
-        Some(base) => Some(Model::open(base, &machine, demand, screen)?),
+        Some(base) => {
+            if args.base.is_none() {
+                screen.event(Event::Note(format!("the base is the model that the recipe names, {base}")));
+            }
+            Some(Model::open(base, &machine, demand, screen)?)
+        }
         None => {
             screen.event(Event::Warning("without `--base` nothing can be shown to have improved".into()));
             None
@@ -139,6 +145,23 @@ impl Signed {
         Ok(Self { manifest, key, names, attested })
     }
 
+    /// Says what was found; the exit code is that of the verdict that the evidence tells of, undecided where it tells of none,
+    /// unless the signature alone is asked for.
+    fn show(&self, signature_only: bool, screen: &Screen) -> u8 {
+        if screen.json() {
+            screen.value(&self.value());
+        } else {
+            screen.out(&self.text());
+        }
+        let verdict = match self.attested.as_ref().and_then(|attested| attested.result) {
+            _ if signature_only => Verdict::Pass,
+            Some(Outcome::Passed) => Verdict::Pass,
+            Some(Outcome::Failed) => Verdict::Fail,
+            Some(Outcome::Warned) | None => Verdict::Inconclusive,
+        };
+        verdict.exit_code()
+    }
+
     fn value(&self) -> Value {
         json!({
             "signature": "valid",
@@ -148,7 +171,7 @@ impl Signed {
             "key": self.key.hint(),
             "signer": self.names,
             "attested": self.attested.is_some(),
-            "measured": self.attested.as_ref().and_then(|attested| attested.result.as_deref()),
+            "measured": self.attested.as_ref().and_then(|attested| attested.result),
         })
     }
 
@@ -161,7 +184,12 @@ impl Signed {
         let Some(attested) = &self.attested else {
             return text + "no evidence: nothing says how these files were made or measured\n";
         };
-        let result = attested.result.as_deref().unwrap_or("unknown").to_lowercase();
+        let result = match attested.result {
+            Some(Outcome::Passed) => "passed",
+            Some(Outcome::Failed) => "failed",
+            Some(Outcome::Warned) => "undecided",
+            None => "unknown",
+        };
         let by = match attested.sealed {
             Some(true) => ", sealed by the same key",
             Some(false) => ", sealed by another key",

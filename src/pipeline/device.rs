@@ -296,7 +296,7 @@ mod tests {
         };
         use {Activations::*, Residency::*};
         assert_eq!(on(&llama_8b, 192 << 30, demand), (Held, Kept));
-        assert_eq!(on(&llama_8b, 128 << 30, demand), (Held, Recomputed));
+        assert_eq!(on(&llama_8b, 100 << 30, demand), (Held, Recomputed));
         assert_eq!(on(&llama_8b, 64 << 30, demand), (Stored, Kept));
         assert_eq!(on(&llama_8b, 24 << 30, demand), (Stored, Recomputed));
         assert_eq!(on(&llama_70b, 80 << 30, demand), (Stored, Recomputed));

@@ -64,7 +64,7 @@ pub struct Material {
 }
 
 /// The verdict in in-toto's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Outcome {
     /// Every bound is held.
@@ -159,8 +159,8 @@ pub fn write(dir: &Path, evidence: &Evidence, key: Option<&SigningKey>) -> Resul
 pub struct Attested {
     /// Statements about the files.
     pub statements: usize,
-    /// Result of the measurement, such as `PASSED`, where a statement has one.
-    pub result: Option<String>,
+    /// Result of the measurement, where a statement has one.
+    pub result: Option<Outcome>,
     /// Whether the key that was asked about sealed every statement; absent when they are not sealed.
     pub sealed: Option<bool>,
 }
@@ -237,7 +237,7 @@ struct SubjectDigest {
 
 #[derive(Deserialize)]
 struct Predicate {
-    result: Option<String>,
+    result: Option<Outcome>,
 }
 
 fn descriptor(name: &str, digest: Digest) -> Value {
