@@ -122,7 +122,13 @@ fn remedy(source: &io::Error) -> Option<String> {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             "make room; the same command goes on from what is finished"
         }
-        io::ErrorKind::ReadOnlyFilesystem => "choose a place that can be written",
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "choose a place that can be written and read"
+        }
+        io::ErrorKind::AlreadyExists => "nothing is overwritten: choose another name, or remove what is there",
+        io::ErrorKind::NotFound => "is the path right, and is the folder there that it is in?",
+        io::ErrorKind::IsADirectory => "this is a folder; give a file",
+        io::ErrorKind::NotADirectory => "a part of this path is a file; give a folder",
         _ => return None,
     };
     Some(text.to_owned())
@@ -139,12 +145,19 @@ impl fmt::Display for Hint<'_> {
     }
 }
 
+/// Problems of a recipe that are shown before the rest are only counted.
+const SHOWN: usize = 20;
+
 struct Problems<'a>(&'a [String]);
 
 impl fmt::Display for Problems<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} problem{}", self.0.len(), if self.0.len() == 1 { "" } else { "s" })?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+        self.0.iter().take(SHOWN).try_for_each(|problem| write!(f, "\n  - {problem}"))?;
+        match self.0.len().checked_sub(SHOWN) {
+            Some(more @ 1..) => write!(f, "\n  - and {more} more"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -164,5 +177,7 @@ mod tests {
         let error = Error::Recipe { path: "r.yaml".into(), problems: vec!["a".into(), "b".into()] };
         assert_eq!(error.to_string(), "r.yaml: 2 problems\n  - a\n  - b");
         assert_eq!(error.exit_code(), 2);
+        let many = |count| Error::Recipe { path: "r.yaml".into(), problems: vec!["a".into(); count] }.to_string();
+        assert!(many(SHOWN).ends_with("- a") && many(SHOWN + 3).ends_with("\n  - a\n  - and 3 more"));
     }
 }

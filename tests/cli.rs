@@ -234,6 +234,19 @@ fn recipes_that_are_shown_are_valid_and_the_same() {
 }
 
 #[test]
+fn a_recipe_is_checked_with_its_prompts() {
+    let world = World::new();
+    let recipe = world.recipe().display().to_string();
+    let with = |assignment: &str| ran(&["recipe", "check", &recipe, "--set", assignment]);
+    let checked = ran(&["recipe", "check", &recipe]);
+    assert!(checked.code == 0 && checked.out.starts_with(&recipe), "{}{}", checked.out, checked.err);
+    let missing = with("data.prompts=nowhere.jsonl");
+    assert!(missing.code == 3 && missing.err.contains("nowhere.jsonl"), "{}", missing.err);
+    let unknown = with("data.languages=[xx]");
+    assert!(unknown.code == 3 && unknown.err.contains("`xx`") && unknown.err.contains("hint: "), "{}", unknown.err);
+}
+
+#[test]
 fn a_recipe_is_fitted_to_a_model() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("fitted.yaml");
@@ -246,19 +259,95 @@ fn a_recipe_is_fitted_to_a_model() {
 }
 
 #[test]
+fn a_dry_run_refuses_what_the_run_would() {
+    type Spoil = fn(&World) -> Vec<String>;
+    let cases: [(Spoil, i32, &str); 6] = [
+        (
+            |world| {
+                fs::create_dir(world.root().join("out")).unwrap();
+                fs::write(world.root().join("out/mine"), "").unwrap();
+                vec!["--out".into(), world.root().join("out").display().to_string()]
+            },
+            3,
+            "expected no folder or an empty one",
+        ),
+        (|world| vec!["--out".into(), world.model().join("out").display().to_string()], 3, "outside of the model"),
+        (|world| vec!["--run".into(), world.model().join("run").display().to_string()], 3, "outside of the model"),
+        (|_| vec!["--require-signature".into()], 2, "there is no key"),
+        (
+            |world| {
+                fs::remove_file(world.model().join("tokenizer.json")).unwrap();
+                vec![]
+            },
+            3,
+            "tokenizer.json",
+        ),
+        (
+            |world| {
+                let config = world.model().join("config.json");
+                let text =
+                    fs::read_to_string(&config).unwrap().replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":3");
+                fs::write(config, text).unwrap();
+                vec![]
+            },
+            3,
+            "model.layers.2.",
+        ),
+    ];
+    for (spoil, code, part) in cases {
+        for dry in [&["--dry-run".to_owned()][..], &[]] {
+            let world = World::new();
+            let options = spoil(&world);
+            let (recipe, model) = (world.recipe().display().to_string(), world.model().display().to_string());
+            let arguments = [&["harden".into(), recipe, "--model".into(), model][..], &options, dry].concat();
+            let ran = ran(&arguments);
+            assert_eq!((ran.code, ran.err.contains(part)), (code, true), "{arguments:?}: {}", ran.err);
+            assert!(world.left_behind().iter().all(|name| name == "out"), "{arguments:?}: {:?}", world.left_behind());
+        }
+    }
+}
+
+#[test]
+fn what_is_in_the_way_is_named_before_the_work() {
+    let world = World::new();
+    let (model, recipe) = (world.model().display().to_string(), world.recipe().display().to_string());
+    let inside = world.model().join("report").display().to_string();
+    let missing = world.root().join("nowhere/key.pem").display().to_string();
+    let pem = key("p256.pem").display().to_string();
+    for (arguments, code, part) in [
+        (&["harden", "nosuch"][..], 3, "`ORG/nosuch`"),
+        (&["harden", "dmeo"], 3, "did you mean the recipe `demo`?"),
+        (&["recipe", "check", &model], 3, "immunise recipe new"),
+        (&["recipe", "new", &model, "--out", &recipe], 3, "nothing is overwritten"),
+        (&["sign", &recipe, "--key", &pem], 3, "give a folder"),
+        (&["keygen", "--out", &missing], 3, "is the folder there"),
+        (&["attack", &model, "--report", &inside], 3, "outside of the model"),
+        (&["attack", &model, "--suite", &recipe, "--block", "0", "--block", "99"], 2, "from 0 to 1, got 99"),
+        (&["attack", &model, "--report", &recipe, "--data", &missing], 3, "nowhere"),
+        (&["verify", &model, "--policy", &recipe, "--report", &recipe], 3, "nothing is overwritten"),
+        (&["harden", &recipe, "--shard", "3/2"], 2, "from 1 to 2, got 3"),
+        (&["harden", &recipe, "--memory", "24gb"], 2, "512MB"),
+    ] {
+        let ran = ran(arguments);
+        assert_eq!((ran.code, ran.err.contains(part)), (code, true), "{arguments:?}: {}", ran.err);
+    }
+    assert!(!Path::new(&inside).exists() && world.left_behind().is_empty(), "{:?}", world.left_behind());
+}
+
+#[test]
 fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let world = World::new();
-    let ran = ran(&[
-        "harden".as_ref(),
-        world.recipe().as_os_str(),
-        "--model".as_ref(),
-        world.model().as_os_str(),
-        "--dry-run".as_ref(),
-    ]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    let (recipe, model) = (world.recipe().display().to_string(), world.model().display().to_string());
+    let dry = ["harden", &recipe, "--model", &model, "--dry-run", "--memory"];
+    let planned = ran(&[&dry[..], &["1TiB"]].concat());
+    assert_eq!(planned.code, 0, "{}", planned.err);
     for part in ["et on block 0", "noreft r2 p4 s2 b2 at block 1", "memory    about", "2 blocks"] {
-        assert!(ran.out.contains(part), "{part:?} not in {}", ran.out);
+        assert!(planned.out.contains(part), "{part:?} not in {}", planned.out);
     }
+    let beyond = "more than the 1 MiB that are allowed";
+    assert!(!planned.out.contains("more than"), "{}", planned.out);
+    let planned = ran(&[&dry[..], &["1"]].concat());
+    assert!(planned.code == 0 && planned.out.contains(beyond), "{}{}", planned.out, planned.err);
     assert!(world.left_behind().is_empty());
 }
 

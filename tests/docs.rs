@@ -255,6 +255,48 @@ fn options_in_the_ci_examples_exist() {
     }
 }
 
+/// Runs a script of `examples/ci` for each of two tasks, then the merge that it names, as a person would.
+#[cfg(unix)]
+fn measured_in_two_tasks(script: &str, merge: &str, variables: [&[(&str, &str)]; 2]) {
+    let world = sandbox("candidate");
+    let binary = assert_cmd::cargo::cargo_bin("immunise");
+    let path = std::env::join_paths(
+        std::iter::once(binary.parent().unwrap().to_owned())
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let path = path.unwrap();
+    let bash = |script: &str, variables: &[(&str, &str)]| {
+        let mut command = std::process::Command::new("bash");
+        let script = script.replace("/data", &world.root().display().to_string());
+        command.current_dir(world.root()).env("PATH", &path).envs(variables.iter().copied());
+        let output = command.args(["-c", &script, "script", "candidate", "base", "policy.yaml"]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for variables in variables {
+        let (code, err) = bash(script, variables);
+        assert_eq!(code, Some(0), "{script}: {err}");
+    }
+    let (code, err) = bash(merge, &[]);
+    assert_eq!(code, Some(5), "a model that knows nothing has nothing to defend: {err}");
+    assert!(world.root().join("report/report.html").is_file(), "{err}");
+}
+
+#[cfg(unix)]
+#[test]
+fn job_arrays_measure_a_part_each_and_are_merged() {
+    let slurm = fs::read_to_string(repository("examples/ci/slurm.sh")).unwrap();
+    let merge = slurm.split("# and, when all have ended:").nth(1).unwrap().lines().next().unwrap();
+    let merge = merge.trim().replace("POLICY", "policy.yaml");
+    let task = |index| [("SLURM_ARRAY_TASK_ID", index), ("SLURM_ARRAY_TASK_COUNT", "2")];
+    measured_in_two_tasks(&slurm, &merge, [&task("1"), &task("2")]);
+
+    let kubernetes = fs::read_to_string(repository("examples/ci/kubernetes.yaml")).unwrap();
+    let merge = kubernetes.lines().find_map(|line| line.strip_prefix("#   ")).unwrap();
+    let pod = kubernetes.split("- >\n").nth(1).unwrap().split("volumeMounts").next().unwrap();
+    let pod = pod.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace("))/8", "))/2");
+    measured_in_two_tasks(&pod, merge, [&[("JOB_COMPLETION_INDEX", "0")], &[("JOB_COMPLETION_INDEX", "1")]]);
+}
+
 #[test]
 fn the_family_that_is_shown_is_the_one_that_runs() {
     let shown = fs::read_to_string(repository("docs/contributing.md")).unwrap();

@@ -110,6 +110,24 @@ thresholds:
 }
 
 #[test]
+fn what_is_expected_is_listed_once_and_problems_up_to_a_limit() {
+    let found = problems(&SMALL.replace("{kind: noreft}", "{kind: noreft, zzzzzzzzz: 1}"));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].matches("`layers`").count(), 1, "{}", found[0]);
+    let stages: String = (0..25).map(|i| format!("  - {{kind: x{i}}}\n")).collect();
+    let error = parse(&SMALL.replace("  - kind: et\n    rank: 3\n", &stages)).unwrap_err().to_string();
+    assert!(error.contains("25 problems") && error.ends_with("\n  - and 5 more"), "{error}");
+}
+
+#[test]
+fn a_report_is_no_recipe() {
+    let report = r#"{"schema_version": 1, "recipe_digest": "00", "verdict": "pass"}"#;
+    let error = parse(report).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("expected a recipe, got a report"), "{error}");
+}
+
+#[test]
 fn a_pool_holds_something() {
     let stage = |keys: &str| SMALL.replace("kind: et\n    rank: 3", &format!("kind: adversarial\n    {keys}"));
     let found = problems(&stage("pool: 0"));

@@ -117,7 +117,8 @@ fn parts_that_do_not_make_a_whole_are_refused() {
     let damaged = told(&Request { assemble: vec![first], ..request(&world, "damaged") });
     assert!(damaged.contains("damaged") && damaged.contains("units"), "{damaged}");
     let missing = told(&Request { assemble: vec![world.root().join("nowhere")], ..request(&world, "missing") });
-    assert!(missing.contains("nowhere"), "{missing}");
+    assert!(missing.contains("nowhere") && missing.contains("--shard I/N"), "{missing}");
+    assert!(!world.root().join("missing.run").exists(), "a run folder is left behind");
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub fn run() -> Outcome<Vec<Pair>> {
     let dialogue = |prompt: &Vec<u32>| Dialogue { prompt: prompt.clone(), answer: vec![] };
     let data = DefenceData { hazards: train.iter().map(dialogue).collect(), ..DefenceData::default() };
     let adversary = Fixed(|_: &Decoder, _| edit.clone());
-    let given = Given { weights: Weighed::from(&decoder), data: &data, adversary: &adversary, seed: 0 };
+    let given = Given { weights: Weighed::from(&decoder), data: &data, adversary: &adversary, at_once: 1, seed: 0 };
     let target = Target::new(&decoder, held_out, &edit)?;
     let before = target.error(&decoder)?;
     let settings = json!({

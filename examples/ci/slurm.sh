@@ -2,7 +2,7 @@
 # One array task a shard:  sbatch --array=1-8 --cpus-per-task=8 slurm.sh CANDIDATE BASE POLICY
 # and, when all have ended:  immunise report merge parts/* --policy POLICY --out report
 set -euo pipefail
-part="parts/$SLURM_ARRAY_TASK_ID"
+task=$SLURM_ARRAY_TASK_ID
 # A part's own verdict says little: the whole is concluded by `report merge`.
-immunise verify "$1" --base "$2" --policy "$3" --report "$part" --run "$part.run" \
-    --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" || [ -f "$part/report.json" ]
+immunise verify "$1" --base "$2" --policy "$3" --report "parts/$task" --run "runs/$task" \
+    --shard "$task/$SLURM_ARRAY_TASK_COUNT" || [ -f "parts/$task/report.json" ]

@@ -53,6 +53,21 @@ impl Digest {
     }
 }
 
+/// Refuses a place inside the folder `dir`, be it there or yet to be made: what is written there would become a part of the
+/// model in `dir`.
+///
+/// *Errors*: [`Error::Input`].
+pub fn apart(place: &Path, dir: &Path) -> Result<()> {
+    let Ok(dir) = dir.canonicalize() else { return Ok(()) };
+    let place_now = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
+    match place_now.ancestors().find_map(|folder| folder.canonicalize().ok()) {
+        Some(folder) if folder.starts_with(&dir) => {
+            Err(Error::file(place, "expected a place outside of the model's folder, got one inside of it"))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

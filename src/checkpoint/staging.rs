@@ -167,7 +167,10 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-fn check_target(target: &Path) -> Result<()> {
+/// Whether a folder can be made at `target`: nothing is there, or an empty folder.
+///
+/// *Errors*: [`Error::Input`] when something is; [`Error::Io`].
+pub fn check_target(target: &Path) -> Result<()> {
     match fs::symlink_metadata(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io(target, error)),

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 
-use crate::Result;
 use crate::pipeline::device::{self, Machine};
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
 use crate::report::Shard;
+use crate::{Error, Result};
 
 /// How results are written to stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,6 +87,10 @@ pub fn recipe(text: &str, overrides: &[String]) -> Result<Recipe> {
 pub fn raw_recipe(text: &str) -> Result<RawRecipe> {
     let path = Path::new(text);
     let embedded = EMBEDDED.iter().any(|(name, _)| *name == text) && !path.exists();
+    if path.is_dir() {
+        let hint = format!("`immunise recipe new {text}` makes a recipe for a model");
+        return Err(Error::file(path, "expected a recipe, got a folder").hint(hint));
+    }
     if embedded || !(path.exists() || looks_like_file(path)) {
         RawRecipe::embedded(text)
     } else {
@@ -108,10 +112,14 @@ fn looks_like_file(path: &Path) -> bool {
 pub fn shard(text: &str) -> Result<Shard, String> {
     let parse = || -> Option<Shard> {
         let (index, count) = text.split_once('/')?;
-        let shard = Shard { index: index.parse().ok()?, count: count.parse().ok()? };
-        (1..=shard.count).contains(&shard.index).then_some(shard)
+        Some(Shard { index: index.parse().ok()?, count: count.parse().ok()? })
     };
-    parse().ok_or_else(|| "expected a part such as `2/4`".into())
+    match parse() {
+        Some(shard) if (1..=shard.count).contains(&shard.index) => Ok(shard),
+        Some(Shard { count: 0, .. }) => Err("expected one part at least".into()),
+        Some(Shard { index, count }) => Err(format!("expected a part from 1 to {count}, got {index}")),
+        None => Err("expected a part such as `2/4`".into()),
+    }
 }
 
 #[cfg(test)]

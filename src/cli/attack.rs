@@ -188,6 +188,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         plan.data.prompts.clone_from(data);
     }
     let data = prompts_of(&plan.data)?;
+    report_folder(args.report.as_deref(), &located.dir)?;
     let base = args.base.as_deref().map(|base| Model::open(base, &machine, demand, screen)).transpose()?;
     let model = Model::load(located, &machine, demand, screen)?;
     let trial = Trial {
@@ -202,12 +203,20 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         selection: Selection { names: args.only.clone(), blocks: args.block.clone(), shard: args.part.shard },
         plan: options(args),
     };
+    let n_layers = model.decoder.n_layers();
+    if let Some(block) = args.block.iter().find(|block| **block >= n_layers) {
+        return Err(Error::usage(format!("--block: expected a block from 0 to {}, got {block}", n_layers - 1)));
+    }
     let grid = trial.grid(model.decoder.blueprint(), base.is_some())?;
     if grid.is_empty() && grid.skipped.is_empty() {
-        let all = Grid::new(&plan.suite, model.decoder.n_layers())?;
+        let all = Grid::new(&plan.suite, n_layers)?;
         let mut names: Vec<String> = all.attacks.iter().map(|cell| format!("`{}`", cell.name)).collect();
         names.dedup();
-        return Err(Error::usage("no cell of the suite is chosen").hint(format!("its rows are {}", names.join(", "))));
+        return Err(Error::usage("no cell of the suite is chosen").hint(format!(
+            "its rows are {}, the model's blocks 0 to {}",
+            names.join(", "),
+            n_layers - 1
+        )));
     }
     if base.is_none() {
         screen.event(Event::Warning("without `--base` no row has an un-hardened value".into()));
@@ -239,6 +248,14 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
         return Ok(Plan { suite: recipe.suite, data: recipe.data, seed: recipe.seed, digest });
     }
     alone(Suite::parse(&source, Path::new(text))?, &source)
+}
+
+/// Makes the folder of a report before anything is measured for it, and outside of the model that is measured.
+pub fn report_folder(dir: Option<&Path>, model: &Path) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    files::apart(dir, model)?;
+    fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
+    tempfile::tempfile_in(dir).map(drop).map_err(|error| Error::io(dir, error))
 }
 
 /// Writes the report into a folder, if one is asked for.

@@ -8,7 +8,7 @@ use super::passphrase::Key;
 use super::render::Screen;
 use crate::checkpoint::Checkpoint;
 use crate::model::families;
-use crate::pipeline::harden::locate_for;
+use crate::pipeline::harden::{check_places, locate_for};
 use crate::pipeline::plan::{Plan, plan};
 use crate::pipeline::{Located, Outcome, Part, Request, harden, harden_part, locate};
 use crate::recipe::Recipe;
@@ -72,7 +72,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let (machine, key) = (args.compute.machine()?, args.key.read()?);
-    if args.require_signature && key.is_none() && !args.dry_run {
+    if args.require_signature && key.is_none() {
         return Err(Error::usage("a signature is required, but there is no key").hint("give one with `--key KEY.pem`"));
     }
     let (recipe, model) = if arguments::means_recipe(&args.subject) {
@@ -81,8 +81,15 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         if args.model.is_some() {
             return Err(Error::usage(format!("got two models, `{}` and `--model`", args.subject)));
         }
-        (recipe_for(&locate(&args.subject, screen)?)?.with_overrides(&args.overrides)?, Some(args.subject.clone()))
+        (
+            recipe_for(&locate_subject(&args.subject, screen)?)?.with_overrides(&args.overrides)?,
+            Some(args.subject.clone()),
+        )
     };
+    let located = locate_for(&recipe, model.as_deref(), screen)?;
+    let name = located.source.rsplit(['/', ':']).next().unwrap_or(&located.source);
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-immunised")));
+    check_places(&out, args.run.as_deref(), &located.dir)?;
     let plan = plan(&recipe, model.as_deref(), &machine, screen)?;
     if args.dry_run {
         if screen.json() {
@@ -93,14 +100,6 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         return Ok(0);
     }
     screen.announce("plan", &plan, &plan_text(&plan));
-    let out = match &args.out {
-        Some(out) => out.clone(),
-        None => {
-            let source = locate_for(&recipe, model.as_deref(), screen)?.source;
-            let name = source.rsplit(['/', ':']).next().unwrap_or(&source);
-            PathBuf::from(format!("{name}-immunised"))
-        }
-    };
     let request = Request {
         model,
         out,
@@ -119,6 +118,14 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let outcome = harden(&recipe, &request, screen)?;
     show(&outcome, request.key.is_some(), screen);
     Ok(outcome.report.verdict.exit_code())
+}
+
+/// As [`locate`], for what may have been meant as the name of a recipe.
+fn locate_subject(subject: &str, screen: &Screen) -> Result<Located> {
+    locate(subject, screen).map_err(|error| match Recipe::nearest(subject) {
+        Some(name) if !Path::new(subject).exists() => error.hint(format!("did you mean the recipe `{name}`?")),
+        _ => error,
+    })
 }
 
 /// The recipe inside the binary for a model.
@@ -186,8 +193,11 @@ pub fn plan_text(plan: &Plan) -> String {
     list("lacking", &plan.shortages);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     text += &format!("cells     {}\n", plan.cells);
+    let beyond = plan.memory_allowed.filter(|allowed| *allowed < plan.memory_bytes);
+    let beyond =
+        beyond.map_or_else(String::new, |allowed| format!(", more than the {} MiB that are allowed", mib(allowed)));
     text += &format!(
-        "weights   {}\npasses    {}\nmemory    about {} MiB\ndisk      {} MiB, and about {} MiB in the run folder\n",
+        "weights   {}\npasses    {}\nmemory    about {} MiB{beyond}\ndisk      {} MiB, and about {} MiB in the run folder\n",
         plan.weights,
         plan.activations,
         mib(plan.memory_bytes),

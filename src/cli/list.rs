@@ -44,7 +44,14 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         What::Tasks => documented::<Task>(),
     };
     if screen.json() {
-        let values: Vec<Value> = entries.iter().map(|(name, about)| json!({"name": name, "about": about})).collect();
+        let values: Vec<Value> = entries
+            .iter()
+            .map(
+                |(name, about)| {
+                    if about.is_empty() { json!({"name": name}) } else { json!({"name": name, "about": about}) }
+                },
+            )
+            .collect();
         screen.value(&values);
     } else {
         let width = entries.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -54,7 +61,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     Ok(0)
 }
 
-/// Names and first sentences of a registry's entries, from its JSON Schema.
+/// Names and first lines of a registry's entries, from its JSON Schema.
 fn documented<T: JsonSchema>() -> Vec<(String, String)> {
     let schema = schemars::schema_for!(T).to_value();
     let entries = schema["oneOf"].as_array().into_iter().flatten();
@@ -75,8 +82,10 @@ mod tests {
     fn every_registry_is_listed_with_what_its_entries_are() {
         let names: Vec<String> = documented::<Stage>().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, STAGE_KINDS);
-        for (name, about) in documented::<AttackKind>().into_iter().chain(documented::<Task>()) {
-            assert!(!about.is_empty(), "{name}");
+        let all = [documented::<Stage>(), documented::<AttackKind>(), documented::<Task>()].concat();
+        for (i, (name, about)) in all.iter().enumerate() {
+            assert!(about.ends_with('.'), "{name}: `{about}` is no sentence");
+            assert!(all[..i].iter().all(|(_, other)| other != about), "{name} is described as another is: {about}");
         }
         assert!(documented::<AttackKind>().iter().any(|(name, _)| name == "ablation"));
     }

@@ -11,7 +11,7 @@ use super::arguments;
 use super::render::Screen;
 use crate::checkpoint::Config;
 use crate::model::families;
-use crate::pipeline::model::locate;
+use crate::pipeline::{locate, prompts_of};
 use crate::recipe::fit::fitted;
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
 use crate::report::Report;
@@ -41,7 +41,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Check a recipe and report every problem at once.
+    /// Check a recipe and report every problem at once; its prompts are read too.
     Check {
         /// A file, or the name of a recipe inside the binary.
         recipe: String,
@@ -88,11 +88,12 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             }
         }
         Command::Check { recipe, overrides } => {
-            let recipe = arguments::recipe(recipe, overrides)?;
+            let (given, recipe) = (recipe, arguments::recipe(recipe, overrides)?);
+            prompts_of(&recipe.data)?;
             if screen.json() {
                 screen.value(&json!({"name": recipe.name, "digest": recipe.digest()}));
             } else {
-                screen.out(&format!("recipe `{}` is valid, digest {}\n", recipe.name, recipe.digest()));
+                screen.out(&format!("{given}: recipe `{}` is valid, digest {}\n", recipe.name, recipe.digest()));
             }
         }
         Command::Show { recipe, overrides } => {

@@ -7,10 +7,10 @@ use clap::{Subcommand, ValueEnum};
 use super::arguments;
 use super::attack::write_report;
 use super::render::Screen;
-use crate::Result;
 use crate::checkpoint::files;
 use crate::event::{Event, Observer as _};
 use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, svg};
+use crate::{Error, Result};
 
 /// Join the parts of a sharded measurement, or show a report in another form.
 #[derive(Debug, clap::Args)]
@@ -84,11 +84,22 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             Ok(whole.verdict.exit_code())
         }
         Command::Compare { reports } => {
+            if let Some((name, _)) = reports
+                .iter()
+                .enumerate()
+                .find_map(|(i, report)| reports[..i].iter().find(|(other, _)| *other == report.0))
+            {
+                return Err(Error::usage(format!("expected a name for each column, got `{name}` twice")));
+            }
             let reports = reports.iter().map(|(name, path)| Ok((name.clone(), read(path)?)));
             screen.out(&compare::markdown(&reports.collect::<Result<Vec<_>>>()?));
             Ok(0)
         }
         Command::Show { report, form } => {
+            if screen.json() && !matches!(form, Form::Text) {
+                return Err(Error::usage("expected one form, got `--as` and `--format json`")
+                    .hint("`--format json` prints the report as it is; `--as` shows it in another form"));
+            }
             let report = read(report)?;
             match form {
                 Form::Text => screen.report(&report),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::arguments::{self, Compute};
-use super::attack::{Part, write_report};
+use super::attack::{Part, report_folder, write_report};
 use super::render::Screen;
 use crate::event::{Event, Observer as _};
 use crate::pipeline::device::Demand;
@@ -90,6 +90,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             recipe
         }
     };
+    report_folder(args.report.as_deref(), &located.dir)?;
     let machine = args.compute.machine()?;
     let demand = Demand::of_measuring(&machine.device);
     let model = Model::load(located, &machine, demand, screen)?;

@@ -165,7 +165,7 @@ pub struct AdversarialSpec {
     pub train: Parameters,
     /// Rank of the factors; 0: the full rank of each map.
     pub rank: usize,
-    /// Outer steps: one attacked block each.
+    /// Outer steps, each against `edits_per_step` edits.
     pub steps: usize,
     /// Adam step size of the adapters, decayed by a cosine to a tenth.
     pub learning_rate: f64,

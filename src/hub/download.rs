@@ -24,6 +24,10 @@ use crate::{Error, Result};
 /// Files fetched side by side.
 const PARALLEL: usize = 4;
 
+/// What to do where the hub was not reached, and where it was lost in the middle of a file.
+const UNREACHED: &str = "is there a network, and is `ORG/NAME` right? a folder of this name would be taken instead";
+const ARRIVED: &str = "what has arrived is kept: the next try goes on from there";
+
 /// Attempts at one request or file before a passing fault becomes final.
 const ATTEMPTS: u32 = 5;
 
@@ -123,7 +127,7 @@ impl Hub {
 
     fn commit(&self, repo: &RepoId) -> Result<String> {
         let path = format!("api/models/{}/revision/{}", repo.name, repo.revision.replace('/', "%2F"));
-        let answer = self.patiently(&repo.name, || self.endpoint.json(&repo.name, &path))?;
+        let answer = self.patiently(&repo.name, UNREACHED, || self.endpoint.json(&repo.name, &path))?;
         let commit = answer["sha"].as_str().filter(|sha| is_commit(sha));
         commit.map(str::to_owned).ok_or_else(|| Error::input(&repo.name, "expected the hub to name a commit, got none"))
     }
@@ -132,7 +136,7 @@ impl Hub {
     /// that tell a hardened model: its signature and its report.
     fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
         let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
-        let answer = self.patiently(&repo.name, || self.endpoint.json(&repo.name, &path))?;
+        let answer = self.patiently(&repo.name, UNREACHED, || self.endpoint.json(&repo.name, &path))?;
         let rows =
             answer.as_array().ok_or_else(|| Error::input(&repo.name, "expected a list of files from the hub"))?;
         let files: Vec<Listed> = rows.iter().filter_map(listed).filter(|file| is_wanted(&file.path)).collect();
@@ -215,7 +219,7 @@ impl Hub {
             fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
         }
         let url = self.endpoint.address(&format!("{}/resolve/{commit}/{}", repo.name, file.path));
-        self.patiently(&repo.name, || self.append(repo, &url, &part, file))?;
+        self.patiently(&repo.name, ARRIVED, || self.append(repo, &url, &part, file))?;
         fs::rename(&part, blob).map_err(|error| Error::io(blob, error))
     }
 
@@ -260,8 +264,13 @@ impl Hub {
         Ok(())
     }
 
-    /// Tries again after passing faults.
-    fn patiently<T>(&self, repo: &str, mut attempt: impl FnMut() -> std::result::Result<T, Fault>) -> Result<T> {
+    /// Tries again after passing faults; `hint` is for whoever reads of the last one.
+    fn patiently<T>(
+        &self,
+        repo: &str,
+        hint: &str,
+        mut attempt: impl FnMut() -> std::result::Result<T, Fault>,
+    ) -> Result<T> {
         let mut number = 0;
         loop {
             number += 1;
@@ -270,7 +279,6 @@ impl Hub {
                 Err(Fault::Final(error)) => return Err(error),
                 Err(Fault::Passing(_)) if number < ATTEMPTS => thread::sleep(self.pause * 2_u32.pow(number - 1)),
                 Err(Fault::Passing(problem)) => {
-                    let hint = "what has arrived is kept: the next try goes on from there";
                     return Err(Error::input(repo, format!("{problem}, in {ATTEMPTS} attempts")).hint(hint));
                 }
             }

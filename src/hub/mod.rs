@@ -144,12 +144,18 @@ impl RepoId {
 /// Finds the model that `reference` means: an existing folder, or `ORG/NAME[@REVISION]` of the hub that the environment
 /// names, downloaded into the shared cache unless it is there.
 ///
-/// *Errors*: [`Error::Usage`] for what is neither; those of [`Hub::fetch`].
+/// *Errors*: [`Error::Usage`] for what is neither; [`Error::Input`] for a name without `ORG/`, for which nothing is asked of
+/// the hub; those of [`Hub::fetch`].
 pub fn resolve(reference: &str, observer: &dyn Observer) -> Result<Snapshot> {
     match folder(reference)? {
         Some(snapshot) => Ok(snapshot),
         None => {
             let id = RepoId::parse(reference)?;
+            if !reference.contains('/') {
+                let problem = "expected a folder or a model of the hub, got nothing of that name";
+                let hint = format!("write `./{reference}` for a folder, `ORG/{reference}` for a model of the hub");
+                return Err(Error::input(reference, problem).hint(hint));
+            }
             observer.event(Event::Note(format!("there is no folder `{reference}`: taken as a model of the hub")));
             Hub::from_env().fetch(&id, observer)
         }

@@ -181,7 +181,10 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
         (number.is_finite() && number > 0.0).then_some((number * factor) as u64)
     };
-    UNITS.iter().find_map(read).ok_or_else(|| format!("expected an amount such as `24GiB`, got `{text}`"))
+    UNITS
+        .iter()
+        .find_map(read)
+        .ok_or_else(|| format!("expected an amount such as `24GiB`, `512MB` or a number of bytes, got `{text}`"))
 }
 
 /// Bytes that programs can take without others losing theirs; `None` where the system does not say.

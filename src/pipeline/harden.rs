@@ -15,7 +15,8 @@ use super::publish::{publish, recipe_text};
 use super::train::{Part, Training};
 use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge};
-use crate::checkpoint::{Checkpoint, Staged, patch};
+use crate::checkpoint::staging::check_target;
+use crate::checkpoint::{Checkpoint, Staged, files, patch};
 use crate::data::PromptSet;
 use crate::event::{Event, Observer};
 use crate::recipe::{Recipe, layers};
@@ -122,6 +123,16 @@ pub fn check_match(recipe: &Recipe, model_type: &str, parameters: usize) -> Resu
     }
 }
 
+/// Checks that a model in the folder `model` can be hardened into `out` with its run folder `run`, before anything is read.
+///
+/// # Errors
+/// [`Error::Input`] when something is at `out`, or one of them lies in the model; [`Error::Io`].
+pub fn check_places(out: &Path, run: Option<&Path>, model: &Path) -> Result<()> {
+    files::apart(out, model)?;
+    files::apart(run.unwrap_or(&default_run(out)), model)?;
+    check_target(out)
+}
+
 /// Hardens a model.
 ///
 /// # Errors
@@ -135,6 +146,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     let bench = trial.bench(&base)?;
     trial.grid(base.decoder.blueprint(), true)?;
     // Nobody should learn after hours of work that the target is in use.
+    check_places(&request.out, request.run.as_deref(), &base.located.dir)?;
     drop(Staged::beside(&request.out)?);
     let run = request.run.clone().unwrap_or_else(|| default_run(&request.out));
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
@@ -232,6 +244,10 @@ fn begin(
     data: &PromptSet,
     observer: &dyn Observer,
 ) -> Result<(Journal, BTreeSet<String>)> {
+    if let Some(part) = request.assemble.iter().find(|part| !Journal::is_in(part)) {
+        return Err(Error::file(part, "expected the run folder of a part, got none")
+            .hint("`immunise harden ... --shard I/N` makes it, as OUT.part-I-of-N unless `--run` names it"));
+    }
     let mut journal = Journal::open(run, request.fresh, request.stop.clone())?;
     let inputs = inputs(recipe, base, &data.digest, &request.machine.device);
     announce(&journal.begin(&inputs)?, run, observer);

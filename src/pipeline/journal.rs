@@ -110,6 +110,12 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Whether a run has begun in the folder `dir`.
+    #[must_use]
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(INPUTS).is_file()
+    }
+
     /// The run folder.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -1,5 +1,8 @@
 //! What a run would do, without doing it: stages, cells, what is measured, memory and disk.
 
+use std::sync::Arc;
+
+use candle_core::Device;
 use serde::Serialize;
 
 use super::budget;
@@ -15,7 +18,7 @@ use crate::data::{Kind, PromptSet, Split};
 use crate::defence::spec::Parameters;
 use crate::event::Observer;
 use crate::model::prompt::PromptEncoder;
-use crate::model::{Blueprint, Module, families};
+use crate::model::{Blueprint, Decoder, Module, families};
 use crate::recipe::{Recipe, Stage};
 use crate::report::wording::{blocks, ranges};
 
@@ -45,29 +48,31 @@ pub struct Plan {
     pub activations: String,
     /// Memory that is needed, bytes, roughly.
     pub memory_bytes: u64,
+    /// Memory that may be taken, bytes; absent where there is no limit.
+    pub memory_allowed: Option<u64>,
     /// Disk that is needed for the output, bytes.
     pub disk_bytes: u64,
     /// Disk that the run folder takes while stages are trained, bytes, roughly.
     pub run_bytes: u64,
 }
 
-/// Plans a run of `recipe`; nothing but headers, prompts, task files and, for these, the tokenizer is read.
+/// Plans a run of `recipe`; nothing but headers, norms, the tokenizer, prompts and task files is read.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
 pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &dyn Observer) -> Result<Plan> {
     let located = locate_for(recipe, model, observer)?;
-    let checkpoint = Checkpoint::open(&located.dir)?;
+    let checkpoint = Arc::new(Checkpoint::open(&located.dir)?);
+    // Names and shapes of all tensors, and the tokenizer.
+    Decoder::stream(&checkpoint, &Device::Cpu)?;
+    let encoder = PromptEncoder::open(&located.dir)?;
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
     let data = prompts_of(&recipe.data)?;
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
     let tasks = imported(&recipe.utility)?;
-    if !tasks.is_empty() {
-        let encoder = PromptEncoder::open(&located.dir)?;
-        tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
-    }
+    tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
     let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &machine.device));
@@ -92,6 +97,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
             .collect(),
         shortages: shortages(recipe, &data, &grid),
         memory_bytes: placement.bytes,
+        memory_allowed: (machine.memory < u64::MAX).then_some(machine.memory),
         activations: match placement.activations {
             Activations::Kept => "kept for the backward pass".into(),
             Activations::Recomputed => {

@@ -122,8 +122,9 @@ impl Pool {
         Ok(Self { spec: spec.clone(), data, members, order, queue: vec![] })
     }
 
-    /// Members whose turn it is: every member once before any comes again.
-    fn next(&mut self) -> Vec<usize> {
+    /// The members of the next step: the pool in a random order, then in another. A member that comes up twice within a step,
+    /// where one order ends and another begins, is passed over the second time.
+    fn take_turns(&mut self) -> Vec<usize> {
         let count = self.edits();
         let mut chosen = Vec::with_capacity(count);
         while chosen.len() < count {
@@ -150,7 +151,7 @@ impl PoolAdversary for Pool {
             // On weights that this stage has not changed yet.
             self.members.par_iter_mut().try_for_each(|member| member.fit_base(decoder, data))?;
         }
-        let chosen = self.next();
+        let chosen = self.take_turns();
         let (spec, data) = (&self.spec, &self.data);
         let mut members: Vec<(usize, &mut Member)> =
             self.members.iter_mut().enumerate().filter(|(index, _)| chosen.contains(index)).collect();

@@ -152,7 +152,9 @@ impl<'v> Section<'v> {
         for key in self.map.keys().filter(|key| !known.contains(&key.as_str())) {
             let mut text = format!("unknown key{}", did_you_mean(key, known.iter().copied()));
             if !text.contains("did you mean") {
-                let listed = known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+                // A key that was taken by hand may be one of the section's type as well.
+                let once = known.iter().enumerate().filter(|(i, key)| !known[..*i].contains(key));
+                let listed = once.map(|(_, key)| format!("`{key}`")).collect::<Vec<_>>().join(", ");
                 text = format!("unknown key; expected one of {listed}");
             }
             problems.add(self.key(key), text);

@@ -88,9 +88,9 @@ mod tests {
     }
 
     #[test]
-    fn larger_models_get_fewer_fits_and_smaller_batches() {
-        let cost = |parameters: u64| {
-            let recipe = recipe("llama", 32, parameters);
+    fn larger_models_get_fewer_fits_and_smaller_batches_in_every_family() {
+        let cost = |name: &str, parameters: u64| {
+            let recipe = recipe(name, 32, parameters);
             let fits = layers::resolve(&recipe.suite.attacks[0].layers, 32, "layers").unwrap().len();
             let batch = recipe.stages.iter().find_map(|stage| match stage {
                 Stage::Adversarial(spec, _) => Some((spec.steps, spec.batch, spec.anchor_batch)),
@@ -98,9 +98,11 @@ mod tests {
             });
             (fits, batch.unwrap())
         };
-        assert_eq!(cost(135_000_000), (32, (600, 8, 12)));
-        assert_eq!(cost(1_500_000_000), (16, (400, 4, 6)));
-        assert_eq!(cost(8_000_000_000), (8, (300, 2, 4)));
+        for (name, _) in EMBEDDED.iter().filter(|(name, _)| *name != "demo") {
+            assert_eq!(cost(name, 135_000_000), (32, (600, 8, 12)), "{name}");
+            assert_eq!(cost(name, 1_500_000_000), (16, (400, 4, 6)), "{name}");
+            assert_eq!(cost(name, 8_000_000_000), (8, (300, 2, 4)), "{name}");
+        }
     }
 
     #[test]

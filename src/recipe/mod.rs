@@ -230,6 +230,12 @@ impl Recipe {
             .find(|recipe| recipe.matches.as_ref().is_some_and(|matches| matches.holds(model_type, parameters)))
     }
 
+    /// The name of the embedded recipe that a mistyped `name` is likely to mean.
+    #[must_use]
+    pub fn nearest(name: &str) -> Option<&'static str> {
+        suggest::nearest(name, EMBEDDED.iter().map(|(name, _)| *name))
+    }
+
     /// SHA-256, lower hex, of the canonical JSON: keys sorted, no white space, every default written out.
     #[must_use]
     pub fn digest(&self) -> String {

@@ -41,7 +41,8 @@ impl RawRecipe {
     /// Reads YAML text; `path` only names it in messages.
     ///
     /// # Errors
-    /// [`Error::Recipe`] when it is too large, no YAML, nested too deeply, unfolds too far, or is not a map.
+    /// [`Error::Recipe`] when it is too large, no YAML, nested too deeply, unfolds too far, or is not a map; [`Error::Input`]
+    /// when it is a report.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let refuse = |problem: String| Error::Recipe { path: path.into(), problems: vec![problem] };
         if text.len() > MAX_BYTES {
@@ -50,6 +51,10 @@ impl RawRecipe {
         let value = read_yaml(text).map_err(|error| refuse(error.to_string()))?;
         if !value.is_object() {
             return Err(refuse("expected a map of settings at the top".into()));
+        }
+        if ["schema_version", "recipe_digest", "verdict"].iter().all(|key| value.get(key).is_some()) {
+            let hint = "`immunise report show` prints it; a published model has its recipe beside it, `recipe.yaml`";
+            return Err(Error::file(path, "expected a recipe, got a report").hint(hint));
         }
         Ok(Self { path: path.into(), value, text: text.into(), overridden: vec![] })
     }

@@ -21,8 +21,8 @@ fn write<S: Serializer>(s: S, kind: &str, layers: &Layers, spec: &impl Serialize
     map.serialize(s)
 }
 
-/// The spec's schema with `kind` and `layers` added.
-fn describe<T: JsonSchema>(generator: &mut SchemaGenerator, kind: &str) -> Value {
+/// The spec's schema with `kind` and `layers` added, described by `about`.
+fn describe<T: JsonSchema>(generator: &mut SchemaGenerator, kind: &str, about: &str) -> Value {
     let mut schema = T::json_schema(generator).to_value();
     let layers = generator.subschema_for::<Layers>().to_value();
     if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
@@ -30,15 +30,16 @@ fn describe<T: JsonSchema>(generator: &mut SchemaGenerator, kind: &str) -> Value
         properties.insert("layers".into(), layers);
     }
     schema["required"] = json!(["kind"]);
+    schema["description"] = json!(about.trim());
     schema
 }
 
 macro_rules! stages {
-    ($($(#[$doc:meta])* $kind:literal => $variant:ident($spec:ty),)*) => {
+    ($(#[doc = $about:literal] $kind:literal => $variant:ident($spec:ty),)*) => {
         /// One defence stage of a recipe with the blocks it acts on.
         #[derive(Debug, Clone, PartialEq)]
         pub enum Stage {
-            $($(#[$doc])* $variant($spec, Layers),)*
+            $(#[doc = $about] $variant($spec, Layers),)*
         }
 
         /// Every stage kind that a recipe can name.
@@ -83,7 +84,7 @@ macro_rules! stages {
             }
 
             fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-                let kinds = vec![$(describe::<$spec>(generator, $kind)),*];
+                let kinds = vec![$(describe::<$spec>(generator, $kind, $about)),*];
                 let mut schema = Schema::default();
                 schema.insert("oneOf".into(), Value::Array(kinds));
                 schema
@@ -95,16 +96,16 @@ macro_rules! stages {
 stages! {
     /// Block-local neutralisation with its intended mathematics.
     "et" => Et(EtSpec),
-    /// The same with the reference's faults, for ablation only.
+    /// Block-local neutralisation with the reference's faults, for comparison only.
     "et-faithful" => EtFaithful(EtSpec),
     /// Block-local neutralisation in closed form, map by map.
     "et-closed" => EtClosed(EtClosedSpec),
-    /// The same, where each block also meets what edits of the stage's blocks before it have become on the way.
+    /// `et-closed` where each block also meets what edits of the stage's blocks before it have become on the way.
     "et-propagated" => EtPropagated(EtClosedSpec),
     /// What complying with hazards changes in the weights, taken out of them.
     "hdr-taskvec" => HdrTaskvec(HarmVectorSpec),
-    /// The largest numbers of that only.
+    /// The largest numbers of what complying with hazards changes in the weights, taken out of them.
     "hdr-topk" => HdrTopk(HarmVectorSpec),
-    /// Adapters trained against edits that keep being re-trained.
+    /// Weights or adapters trained against edits that keep being re-trained.
     "adversarial" => Adversarial(AdversarialSpec),
 }
