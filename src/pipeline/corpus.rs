@@ -3,7 +3,7 @@
 //! | reader | rows |
 //! |---|---|
 //! | the attacker | hazards of `attack` with their targets; benign requests of `attack`, else of `retain` and `train`; twins of those two |
-//! | a defence | hazards of `train` with refusals; benign, twin, maths, copy and fact rows of `train` and `retain` |
+//! | a defence | hazards of `train` with refusals; benign, twin, maths, copy and fact rows of `train` and `retain`, by the model's own answer where a row has none |
 //! | a defence's own adversary | hazards of `train` with their targets; benign requests of `retain` and `train` |
 //! | choices | hazards of `validation`, at most the suite's `validation_prompts`; a stage's, at most [`VALIDATION_PROMPTS`] |
 //! | reported figures | hazards of `evaluation` |
@@ -21,6 +21,8 @@ use crate::attack::{AttackData, Pair};
 use crate::data::{Example, Kind, PromptSet, Split, builtin};
 use crate::defence::{Compliant, DefenceData, Dialogue};
 use crate::math::seed::Stream;
+use crate::model::Decoder;
+use crate::model::generate::{Greedy, generate};
 use crate::model::prompt::PromptEncoder;
 use crate::recipe::Data;
 use crate::{Error, Result};
@@ -31,6 +33,9 @@ pub const VALIDATION_PROMPTS: usize = 96;
 /// Dialogues among a defence's anchors, at most, by kind: over-refusal shows in twins first, and forgetting in the rest.
 const ANCHORS: [(Kind, usize); 5] =
     [(Kind::Twin, 2400), (Kind::Benign, 2000), (Kind::Maths, 1000), (Kind::Copy, 600), (Kind::Fact, 600)];
+
+/// Tokens of a model's own answer that it is held to.
+const OWN_ANSWER: usize = 48;
 
 /// The prompt set that a recipe names: `builtin:…` or a file.
 ///
@@ -89,22 +94,23 @@ impl Corpus<'_> {
     }
 
     /// What stages train on and choose by, and how many independent blocks they may train at once; nothing of it is in `attack`
-    /// or `evaluation`.
+    /// or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers.
     ///
     /// # Errors
-    /// As [`Corpus::questions`].
-    pub fn stages(&self, examiner: &Examiner, at_once: usize) -> Result<StageData> {
+    /// As [`Corpus::questions`] and [`generate`].
+    pub fn stages(&self, examiner: &Examiner, decoder: &Decoder, at_once: usize) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
         let mut stream = Stream::new(self.seed, "data/anchors");
         let mut anchors: Vec<&Example> = vec![];
         for (kind, most) in ANCHORS {
             let rows = [Split::Train, Split::Retain].map(|split| self.set.select(split, kind));
-            let mut rows: Vec<&Example> = rows.into_iter().flatten().filter(|row| row.answer.is_some()).collect();
+            let mut rows: Vec<&Example> = rows.into_iter().flatten().collect();
             stream.shuffle(&mut rows);
             rows.truncate(most);
             anchors.extend(rows);
         }
         stream.shuffle(&mut anchors);
+        let own = self.own_answers(examiner, decoder, anchors.iter().filter(|row| row.answer.is_none()).copied())?;
         let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
             let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
             answered
@@ -123,7 +129,7 @@ impl Corpus<'_> {
             defence: DefenceData {
                 compliant: compliant.collect::<Result<_>>()?,
                 hazards: dialogues(&hazards)?,
-                anchors: dialogues(&anchors)?,
+                anchors: [dialogues(&anchors)?, own].concat(),
                 pad: PAD,
             },
             attack: self.adversary(Split::Train, &self.benign())?,
@@ -131,6 +137,23 @@ impl Corpus<'_> {
             examiner: examiner.clone(),
             at_once,
         })
+    }
+
+    /// Requests with the model's own greedy answers, or their beginnings.
+    fn own_answers<'r>(
+        &self,
+        examiner: &Examiner,
+        decoder: &Decoder,
+        rows: impl Iterator<Item = &'r Example>,
+    ) -> Result<Vec<Dialogue>> {
+        let prompts = rows.map(|row| self.prompt(row)).collect::<Result<Vec<_>>>()?;
+        let greedy = Greedy { max_new_tokens: OWN_ANSWER, ..examiner.greedy().clone() };
+        let answers = generate(decoder, &prompts, &[], &greedy)?;
+        let dialogue = |(prompt, answer): (Vec<u32>, Vec<u32>)| {
+            let text = self.encoder.decode(&answer)?;
+            Ok(Dialogue { prompt, answer: self.encoder.encode_answer(&text, answer.len() < OWN_ANSWER)? })
+        };
+        prompts.into_iter().zip(answers).map(dialogue).collect()
     }
 
     /// The hazards that choices are made on, at most `limit`.
@@ -199,13 +222,56 @@ impl Corpus<'_> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use candle_core::{DType, Device, Tensor};
+
     use super::*;
     use crate::data::builtin::vocabulary::write_tokenizer_files;
+    use crate::model::Blueprint;
 
     fn encoder() -> PromptEncoder {
         let dir = tempfile::tempdir().unwrap();
         write_tokenizer_files(dir.path()).unwrap();
         PromptEncoder::open(dir.path()).unwrap()
+    }
+
+    /// A decoder of no sense with the encoder's vocabulary.
+    fn planted(encoder: &PromptEncoder) -> Decoder {
+        let blueprint = Blueprint {
+            vocab: encoder.tokenizer().vocab_size(),
+            d_model: 8,
+            n_layers: 1,
+            n_heads: 1,
+            n_kv_heads: 1,
+            head_dim: 8,
+            d_ff: 8,
+            max_positions: 256,
+            tied: true,
+            ..Blueprint::default()
+        };
+        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| Ok(Tensor::ones(shape, DType::F32, &Device::Cpu)?))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_harmless_request_without_an_answer_is_held_to_the_models_own() {
+        let (all, encoder) = (builtin::tiny_chat(), encoder());
+        let anchors = |examples: Vec<Example>| {
+            let set = PromptSet::new("prompts", examples);
+            let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+            corpus.stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 1).unwrap().defence.anchors
+        };
+        let some = |answer: Option<String>| {
+            let mut rows = all.examples.clone();
+            let benign = |row: &&mut Example| row.kind == Kind::Benign && row.split == Split::Train;
+            rows.iter_mut().filter(benign).take(3).for_each(|row| row.answer.clone_from(&answer));
+            rows
+        };
+        let answered = anchors(all.examples.clone());
+        let own = anchors(some(None));
+        assert_eq!(own.len(), answered.len());
+        let changed = own.iter().filter(|row| !answered.contains(row)).count();
+        assert_eq!(changed, 3);
+        assert!(own[own.len() - 3..].iter().all(|row| row.answer.len() == OWN_ANSWER), "it never ends by itself");
     }
 
     #[test]
@@ -222,7 +288,8 @@ mod tests {
     fn nobody_trains_on_what_is_measured() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
         let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
-        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), 1).unwrap();
+        let decoder = planted(&encoder);
+        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 1).unwrap();
         let attack = corpus.attack().unwrap();
         let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
         let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);

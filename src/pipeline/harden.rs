@@ -156,7 +156,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     metrics.lap("measure base");
 
     let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, base.placement.blocks)?;
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, base.placement.blocks)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     let sets = training.run(&mut journal, &mut metrics, observer)?;
@@ -211,7 +211,7 @@ pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     let corpus =
         Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, base.placement.blocks)?;
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, base.placement.blocks)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     training.run_part(shard, run, &mut journal, observer)
