@@ -149,11 +149,12 @@ impl Corpus<'_> {
         let prompts = rows.map(|row| self.prompt(row)).collect::<Result<Vec<_>>>()?;
         let greedy = Greedy { max_new_tokens: OWN_ANSWER, ..examiner.greedy().clone() };
         let answers = generate(decoder, &prompts, &[], &greedy)?;
-        let dialogue = |(prompt, answer): (Vec<u32>, Vec<u32>)| {
-            let text = self.encoder.decode(&answer)?;
-            Ok(Dialogue { prompt, answer: self.encoder.encode_answer(&text, answer.len() < OWN_ANSWER)? })
+        let dialogue = |(prompt, mut answer): (Vec<u32>, Vec<u32>)| {
+            let ended = answer.len() < OWN_ANSWER;
+            answer.extend(self.encoder.closing().filter(|_| ended));
+            Dialogue { prompt, answer }
         };
-        prompts.into_iter().zip(answers).map(dialogue).collect()
+        Ok(prompts.into_iter().zip(answers).map(dialogue).collect())
     }
 
     /// The hazards that choices are made on, at most `limit`.
