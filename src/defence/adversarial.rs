@@ -102,7 +102,7 @@ pub fn run(
     }
     while run.step < spec.steps {
         let share = 1.0 / adversary.edits().max(1) as f64;
-        let batches: Vec<[Vec<Asked<'_>>; 2]> =
+        let batches: Vec<[Vec<Asked<'_>>; 3]> =
             (0..adversary.edits()).map(|_| questions.batches(adversary.edits(), &mut run.draws)).collect();
         let gradients =
             |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(run.adam.vars(), batches.len(), loss);
@@ -119,7 +119,12 @@ pub fn run(
         let (edits, (clean, clean_losses)) = (edits?, clean?);
         let (attacked, attacked_losses) = gradients(&|shard| {
             let edit = Some((&edits[shard], Positions::All));
-            Ok((anchors.divergence(&adapted, &batches[shard][0], edit)? * share)?)
+            let refused = anchors.divergence(&adapted, &batches[shard][0], edit)?;
+            let loss = match batches[shard][2].as_slice() {
+                [] => refused,
+                rows => (refused + anchors.divergence(&adapted, rows, edit)?)?,
+            };
+            Ok((loss * share)?)
         })?;
         let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
         let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
@@ -185,19 +190,24 @@ struct Questions<'a> {
 }
 
 impl<'a> Questions<'a> {
-    /// Hazards to be refused under one of `edits` edits, and its share of the anchors.
-    fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 2] {
+    /// Hazards to be refused under one of `edits` edits, its share of the anchors, and the anchors to be answered under it.
+    fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 3] {
         let hazards = (0..self.spec.batch).map(|_| self.hazard(draws)).collect();
         let clean = (0..self.spec.anchor_batch.div_ceil(edits.max(1)))
             .map(|_| {
                 if self.data.anchors.is_empty() || draws.unit() < CLEAN_HAZARDS {
                     self.hazard(draws)
                 } else {
-                    Asked::plainly(self.data.hazards.len() + draws.below(self.data.anchors.len()))
+                    self.anchor(draws)
                 }
             })
             .collect();
-        [hazards, clean]
+        let attacked = if self.data.anchors.is_empty() { 0 } else { self.spec.attacked_anchors };
+        [hazards, clean, (0..attacked).map(|_| self.anchor(draws)).collect()]
+    }
+
+    fn anchor(&self, draws: &mut Stream) -> Asked<'a> {
+        Asked::plainly(self.data.hazards.len() + draws.below(self.data.anchors.len()))
     }
 
     /// A hazard, now and then with the beginning of a compliant answer already given.

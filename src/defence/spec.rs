@@ -201,6 +201,9 @@ pub struct AdversarialSpec {
     pub anchor_batch: usize,
     /// Weight of the KL divergence to the original on anchors, per nat.
     pub kl_weight: f64,
+    /// Harmless anchors per edit and step that are to be answered under the edit as without it, with the weight of the refusals:
+    /// else "refuse whatever looks edited" is an answer to every attack, and spreads to requests that are not.
+    pub attacked_anchors: usize,
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
@@ -235,6 +238,7 @@ impl Default for AdversarialSpec {
             batch: 16,
             anchor_batch: 24,
             kl_weight: 20.0,
+            attacked_anchors: 0,
             begun: 0.25,
             refusal_tokens: 0,
             starts_from_base: true,

@@ -472,6 +472,7 @@ impl Checked for AdversarialSpec {
         problems.count(at, "steps", self.steps, 0, MAX_COUNT);
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
         problems.count(at, "refusal_tokens", self.refusal_tokens, 0, MAX_COUNT);
+        problems.count(at, "attacked_anchors", self.attacked_anchors, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
         problems.within(at, "begun", self.begun, 1.0);
