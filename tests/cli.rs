@@ -323,6 +323,11 @@ fn what_is_in_the_way_is_named_before_the_work() {
         (&["keygen", "--out", &missing], 3, "is the folder there"),
         (&["attack", &model, "--report", &inside], 3, "outside of the model"),
         (&["attack", &model, "--suite", &recipe, "--block", "0", "--block", "99"], 2, "from 0 to 1, got 99"),
+        (
+            &["attack", &model, "--suite", &recipe, "--only", "identity", "--only", "noreft"],
+            2,
+            "no row `noreft` in the suite",
+        ),
         (&["attack", &model, "--report", &recipe, "--data", &missing], 3, "nowhere"),
         (&["verify", &model, "--policy", &recipe, "--report", &recipe], 3, "nothing is overwritten"),
         (&["harden", &recipe, "--shard", "3/2"], 2, "from 1 to 2, got 3"),

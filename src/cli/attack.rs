@@ -207,16 +207,20 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     if let Some(block) = args.block.iter().find(|block| **block >= n_layers) {
         return Err(Error::usage(format!("--block: expected a block from 0 to {}, got {block}", n_layers - 1)));
     }
+    let all = Grid::new(&plan.suite, n_layers)?;
+    let mut names: Vec<&str> = all.attacks.iter().chain(&all.controls).map(|cell| cell.name.as_str()).collect();
+    names.dedup();
+    let rows = || names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if let Some(unknown) = args.only.iter().find(|name| !names.contains(&name.as_str())) {
+        return Err(
+            Error::usage(format!("--only: no row `{unknown}` in the suite")).hint(format!("its rows are {}", rows()))
+        );
+    }
     let grid = trial.grid(model.decoder.blueprint(), base.is_some())?;
     if grid.is_empty() && grid.skipped.is_empty() {
-        let all = Grid::new(&plan.suite, n_layers)?;
-        let mut names: Vec<String> = all.attacks.iter().map(|cell| format!("`{}`", cell.name)).collect();
-        names.dedup();
-        return Err(Error::usage("no cell of the suite is chosen").hint(format!(
-            "its rows are {}, the model's blocks 0 to {}",
-            names.join(", "),
-            n_layers - 1
-        )));
+        let blocks = n_layers - 1;
+        return Err(Error::usage("no cell of the suite is chosen")
+            .hint(format!("its rows are {}, the model's blocks 0 to {blocks}", rows())));
     }
     if base.is_none() {
         screen.event(Event::Warning("without `--base` no row has an un-hardened value".into()));

@@ -90,7 +90,9 @@ impl Demand {
             // The stream alone of what comes from each of the blocks before.
             Stage::EtPropagated(spec, _) => spec.prompts,
             Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
-            Stage::Adversarial(spec, _) => (spec.batch + spec.attacked_anchors) * spec.edits_per_step + spec.anchor_batch,
+            Stage::Adversarial(spec, _) => {
+                (spec.batch + spec.attacked_anchors) * spec.edits_per_step + spec.anchor_batch
+            }
         });
         let cached = recipe.stages.iter().map(|stage| match stage {
             Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => spec.prompts + spec.anchors,
