@@ -5,10 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Device;
+use immunise::attack::{AttackData, Pair};
 use immunise::checkpoint::{Checkpoint, Digest, diff};
+use immunise::defence::adversarial::PoolAdversary;
+use immunise::defence::spec::{AdversarialSpec, Focus};
 use immunise::event::{Event, Observer, Silent};
+use immunise::intervention::Placed;
+use immunise::model::Decoder;
 use immunise::pipeline::device::Machine;
 use immunise::pipeline::model::measured_digests;
+use immunise::pipeline::pool::Pool;
 use immunise::pipeline::{Outcome, Request, harden};
 use immunise::recipe::Recipe;
 use immunise::report::{Report, Verdict};
@@ -134,11 +140,61 @@ fn a_model_that_does_not_fit_into_memory_is_hardened_from_its_files() {
     assert!(!changed.is_empty() && changed.iter().all(|name| name.starts_with("model.layers.0.")), "{changed:?}");
 }
 
+/// How many of `attacks` edits are of each of the two blocks, when those of the second reach much and the first's nothing.
+fn blocks_met(focus: Focus, edits: usize, attacks: usize) -> [usize; 2] {
+    let world = World::new();
+    let decoder = Decoder::load(&Checkpoint::open(&world.model()).unwrap(), &Device::Cpu).unwrap();
+    let pairs = (0..4).map(|word| Pair { prompt: vec![word, 7], target: vec![9, word], opening: None }).collect();
+    let data = AttackData { pairs, ..AttackData::default() };
+    let spec = AdversarialSpec {
+        inner_steps: 1,
+        warm_up: 1,
+        batch: 1,
+        edits_per_step: edits,
+        starts_from_base: false,
+        focus,
+        ..AdversarialSpec::default()
+    };
+    let mut pool = Pool::new(&spec, &[0, 1], &data, 5).unwrap();
+    let mut met = [0; 2];
+    for step in 0..attacks {
+        let found = pool.attack(&decoder, step).unwrap();
+        assert_eq!(found.len(), edits);
+        let layers: Vec<usize> = found
+            .iter()
+            .map(|edit| match edit {
+                Placed::LowRank { layer, .. } => *layer,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        layers.iter().for_each(|&layer| met[layer] += 1);
+        pool.reached(&layers.iter().map(|&layer| 4.0 * layer as f64).collect::<Vec<_>>());
+    }
+    met
+}
+
+#[test]
+fn the_strongest_edits_are_met_more_often_and_the_others_still() {
+    assert_eq!(blocks_met(Focus::None, 1, 60), [30, 30]);
+    let [weak, strong] = blocks_met(Focus::Strongest, 1, 200);
+    // Each of the second block's two edits weighs three times one of the first's: three quarters, of which 200 draws may miss a tenth.
+    assert!((130..=170).contains(&strong) && weak + strong == 200, "{weak} {strong}");
+    // None of the pool's four is met twice in one step.
+    assert_eq!(blocks_met(Focus::Strongest, 4, 5), [10, 10]);
+}
+
 #[test]
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
-    let stage = "{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, focus: ends, batch: 2, \
-                 anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation], vector_life: 3, amplify: [1.0, 2.0]}";
-    let world = World::with_stage(stage);
+    goes_on_bit_for_bit("ends");
+    goes_on_bit_for_bit("strongest");
+}
+
+fn goes_on_bit_for_bit(focus: &str) {
+    let stage = format!(
+        "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, focus: {focus}, batch: 2, \
+         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation], vector_life: 3, amplify: [1.0, 2.0]}}"
+    );
+    let world = World::with_stage(&stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();
     // Every run is stopped at the first unit that it finishes, so one at least starts from a kept state of the stage.
     let mut stops = 0;

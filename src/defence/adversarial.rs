@@ -46,6 +46,9 @@ pub trait PoolAdversary: Send {
     /// As the attack's.
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
 
+    /// Learns what the edits of the last attack reached, in their order: the divergence of refusals under each, nats per answer token.
+    fn reached(&mut self, divergences: &[f64]);
+
     /// Keeps everything that the next call of [`PoolAdversary::attack`] depends on.
     ///
     /// # Errors
@@ -129,8 +132,13 @@ pub fn run(
         let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
         let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
         run.adam.step(&summed(attacked, clean)?, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
+        let reached: Vec<f64> = attacked_losses
+            .iter()
+            .map(|loss| Ok(whole_loss(std::slice::from_ref(loss))? / share))
+            .collect::<Result<_>>()?;
+        adversary.reached(&reached);
         let clean_loss = whole_loss(&clean_losses)? / spec.kl_weight.max(f64::MIN_POSITIVE);
-        run.count([whole_loss(&attacked_losses)?, clean_loss]);
+        run.count([reached.iter().sum::<f64>() * share, clean_loss]);
         if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {
             let [attack, clean] = run.losses;
             observer.event(Event::UnitFinished {

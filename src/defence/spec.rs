@@ -127,8 +127,10 @@ pub enum Focus {
     /// None.
     #[default]
     None,
-    /// The first and the last one, which lag behind the others.
+    /// The first and the last one, which lag behind the others: they have twice as many.
     Ends,
+    /// Those whose edits reached most lately: each edit is drawn by that, half of the chance being every one's.
+    Strongest,
 }
 
 /// What of the weights a joint defence trains.
@@ -177,7 +179,7 @@ pub struct AdversarialSpec {
     pub ranks: Vec<usize>,
     /// Learned edits kept warm per block; none only where there are `joint` ones or `vectors`.
     pub pool: usize,
-    /// Blocks that have twice as many: [`Focus`].
+    /// Which blocks' edits are met more often: [`Focus`].
     pub focus: Focus,
     /// Learned edits of all blocks at once kept warm.
     pub joint: usize,

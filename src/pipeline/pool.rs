@@ -34,6 +34,9 @@ const VECTOR_PROMPTS: usize = 64;
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
 const STRENGTHS: [f64; 6] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
 
+/// Share of the past in the running mean of what a member's edits reach.
+const REACH_DECAY: f64 = 0.8;
+
 /// Edits that learn along with the defence.
 pub struct Pool {
     spec: AdversarialSpec,
@@ -41,6 +44,8 @@ pub struct Pool {
     members: Vec<Member>,
     order: Stream,
     queue: Vec<usize>,
+    /// The members whose edits the present step resists, in their order.
+    turn: Vec<usize>,
 }
 
 /// One member of the pool. Its own random stream makes it independent of all others.
@@ -48,6 +53,8 @@ struct Member {
     layers: Vec<usize>,
     kind: Kind,
     stream: Stream,
+    /// Running mean of the divergence under its edits, nats per answer token; nothing before its first use.
+    reached: Option<f64>,
 }
 
 enum Kind {
@@ -106,20 +113,20 @@ impl Pool {
             let count = spec.pool * if end && spec.focus == Focus::Ends { 2 } else { 1 };
             for number in 0..count {
                 let stream = Stream::new(seed, &format!("pool/block-{layer}/{number}"));
-                members.push(Member { layers: vec![layer], kind: learned(at + number, number), stream });
+                members.push(Member::new(vec![layer], learned(at + number, number), stream));
             }
         }
         for number in 0..spec.joint {
             let stream = Stream::new(seed, &format!("pool/joint/{number}"));
-            members.push(Member { layers: layers.to_vec(), kind: learned(number, number), stream });
+            members.push(Member::new(layers.to_vec(), learned(number, number), stream));
         }
         for (number, vector) in spec.vectors.iter().enumerate() {
             let stream = Stream::new(seed, &format!("pool/{vector:?}/{number}"));
             let found = Found { vector: *vector, edit: None, uses: 0 };
-            members.push(Member { layers: layers.to_vec(), kind: Kind::Found(found), stream });
+            members.push(Member::new(layers.to_vec(), Kind::Found(found), stream));
         }
         let order = Stream::new(seed, "pool/order");
-        Ok(Self { spec: spec.clone(), data, members, order, queue: vec![] })
+        Ok(Self { spec: spec.clone(), data, members, order, queue: vec![], turn: vec![] })
     }
 
     /// The members of the next step: the pool in a random order, then in another. A member that comes up twice within a step,
@@ -138,6 +145,26 @@ impl Pool {
         }
         chosen
     }
+
+    /// The members of the next step, drawn by what their edits reached lately: half of the chance is everyone's, and one that was
+    /// never used counts as the strongest.
+    fn draw_by_reach(&mut self) -> Vec<usize> {
+        let strongest = self.members.iter().filter_map(|member| member.reached).fold(0.0, f64::max);
+        let reached: Vec<f64> = self.members.iter().map(|member| member.reached.unwrap_or(strongest)).collect();
+        let mean = reached.iter().sum::<f64>() / reached.len() as f64;
+        let mut left: Vec<(usize, f64)> =
+            reached.iter().map(|reached| reached + mean.max(f64::MIN_POSITIVE)).enumerate().collect();
+        let mut chosen = Vec::with_capacity(self.edits());
+        while chosen.len() < self.edits() {
+            let mut place = self.order.unit() * left.iter().map(|(_, weight)| weight).sum::<f64>();
+            let at = left.iter().position(|(_, weight)| {
+                place -= weight;
+                place < 0.0
+            });
+            chosen.push(left.remove(at.unwrap_or(left.len() - 1)).0);
+        }
+        chosen
+    }
 }
 
 impl PoolAdversary for Pool {
@@ -151,29 +178,45 @@ impl PoolAdversary for Pool {
             // On weights that this stage has not changed yet.
             self.members.par_iter_mut().try_for_each(|member| member.fit_base(decoder, data))?;
         }
-        let chosen = self.take_turns();
-        let (spec, data) = (&self.spec, &self.data);
+        self.turn = if self.spec.focus == Focus::Strongest { self.draw_by_reach() } else { self.take_turns() };
+        self.turn.sort_unstable();
+        let (spec, data, turn) = (&self.spec, &self.data, &self.turn);
         let mut members: Vec<(usize, &mut Member)> =
-            self.members.iter_mut().enumerate().filter(|(index, _)| chosen.contains(index)).collect();
+            self.members.iter_mut().enumerate().filter(|(index, _)| turn.contains(index)).collect();
         members.par_iter_mut().map(|(_, member)| member.attack(spec, decoder, data)).collect()
     }
 
+    fn reached(&mut self, divergences: &[f64]) {
+        for (&member, &divergence) in self.turn.iter().zip(divergences) {
+            let mean = &mut self.members[member].reached;
+            *mean = Some(mean.map_or(divergence, |mean| REACH_DECAY * mean + (1.0 - REACH_DECAY) * divergence));
+        }
+    }
+
     fn save(&self, into: &mut Snapshot) -> Result<()> {
-        into.put("pool/order", &(self.order.position(), &self.queue))?;
+        let reached: Vec<Option<u64>> = self.members.iter().map(|member| member.reached.map(f64::to_bits)).collect();
+        into.put("pool/order", &(self.order.position(), &self.queue, reached))?;
         let mut members = self.members.iter().enumerate();
         members.try_for_each(|(number, member)| member.save(&format!("pool/{number}"), into))
     }
 
     fn restore(&mut self, from: &Snapshot, decoder: &Decoder) -> Result<()> {
-        let position;
-        (position, self.queue) = from.get("pool/order")?;
+        let (position, reached): (u64, Vec<Option<u64>>);
+        (position, self.queue, reached) = from.get("pool/order")?;
         self.order = self.order.clone().at(position);
+        for (member, reached) in self.members.iter_mut().zip(reached) {
+            member.reached = reached.map(f64::from_bits);
+        }
         let mut members = self.members.iter_mut().enumerate();
         members.try_for_each(|(number, member)| member.restore(&format!("pool/{number}"), from, decoder))
     }
 }
 
 impl Member {
+    fn new(layers: Vec<usize>, kind: Kind, stream: Stream) -> Self {
+        Self { layers, kind, stream, reached: None }
+    }
+
     fn fit_base(&mut self, decoder: &Decoder, data: &AttackData) -> Result<()> {
         let Kind::Learned(learned) = &mut self.kind else { return Ok(()) };
         let (count, batch, learning_rate) = BASE_FIT;
@@ -192,7 +235,7 @@ impl Member {
 
     /// The edit that the defence is to resist now.
     fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<Placed> {
-        let Self { layers, kind, stream } = self;
+        let Self { layers, kind, stream, .. } = self;
         let mut prefix = || {
             let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
             let first = layers.iter().copied().min().unwrap_or(0);
