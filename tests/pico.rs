@@ -298,6 +298,14 @@ fn templates(pico: &Pico) -> Check {
         };
         assert_eq!(ids.unwrap(), parsed::<Vec<u32>>(&row["ids"]), "{turns:?}");
     }
+    // Where a model makes up a request itself.
+    let (before, end) = encoder.before_request(None).unwrap();
+    let whole = encoder.encode_chat("Why is the sky blue?", None).unwrap();
+    let request = whole.strip_prefix(before.as_slice()).and_then(|rest| rest.split(|id| *id == end).next());
+    let text = request.map(|ids| encoder.decode(ids).unwrap());
+    if text.as_ref().is_none_or(|text| text.trim() != "Why is the sky blue?") {
+        return Err(format!("{before:?} before and {end} after a request leave {text:?} of {whole:?}"));
+    }
     Ok(format!("{} dialogues, {refused} refused", dialogues.len()))
 }
 

@@ -1,5 +1,6 @@
 //! What the bundled model must be able to do, measured on its held-out split, and how it breaks under attack.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -13,6 +14,7 @@ use immunise::data::{Kind, PromptSet, Split, builtin};
 use immunise::intervention::{Edit, Positions};
 use immunise::math::float::start_workers;
 use immunise::math::seed::Stream;
+use immunise::model::generate::{Greedy, generate};
 use immunise::model::prompt::PromptEncoder;
 use immunise::model::{Decoder, Point};
 use immunise::pipeline::{Corpus, Counts, Examiner};
@@ -43,6 +45,29 @@ impl Subject {
         let questions = self.corpus().questions(Split::Evaluation, kind, limit).unwrap();
         self.examiner.counts(&self.decoder, &questions, edit.map(|edit| (edit, Positions::All))).unwrap()
     }
+}
+
+#[test]
+fn requests_that_the_model_makes_up_are_new_and_have_its_own_answers() {
+    let asked = 150;
+    let data = SUBJECT.corpus().stages(&SUBJECT.examiner, &SUBJECT.decoder, asked, 1).unwrap();
+    assert!((30..=asked).contains(&data.own_requests), "{} of {asked}", data.own_requests);
+    let own = &data.defence.anchors[data.defence.anchors.len() - data.own_requests..];
+    let distinct: BTreeSet<&Vec<u32>> = own.iter().map(|row| &row.prompt).collect();
+    assert_eq!(distinct.len(), own.len());
+    for split in [Split::Attack, Split::Validation, Split::Evaluation] {
+        for kind in [Kind::Hazard, Kind::Twin, Kind::Benign, Kind::Maths, Kind::Copy, Kind::Fact] {
+            let held_out = SUBJECT.corpus().questions(split, kind, usize::MAX).unwrap();
+            assert!(held_out.prompts.iter().all(|prompt| !distinct.contains(prompt)), "{split:?} {kind:?}");
+        }
+    }
+    // It asks in the words of its world, and what it answers there is no noise.
+    let greedy = Greedy { max_new_tokens: 48, ..SUBJECT.examiner.greedy().clone() };
+    let prompts: Vec<Vec<u32>> = own.iter().map(|row| row.prompt.clone()).collect();
+    let answers = generate(&SUBJECT.decoder, &prompts, &[], &greedy).unwrap();
+    assert!(answers.iter().zip(own).all(|(answer, row)| row.answer.starts_with(answer)));
+    let ended = own.iter().filter(|row| row.answer.last().copied() == SUBJECT.encoder.closing()).count();
+    assert!(ended * 20 > own.len() * 19, "{ended} of {} answers end", own.len());
 }
 
 fn share(part: u64, whole: u64) -> f64 {

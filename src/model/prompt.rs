@@ -93,6 +93,27 @@ impl PromptEncoder {
         self.tokenizer.encode(&self.template.render(&messages, true)?, false)
     }
 
+    /// The ids before a user's text, and the token that ends it: what a model is given to make up a request of its own.
+    ///
+    /// *Errors*: as [`PromptEncoder::encode_chat`]; [`crate::Error::Input`] where nothing follows the text.
+    pub fn before_request(&self, system: Option<&str>) -> Result<(Vec<u32>, u32)> {
+        let render = |user: &str| {
+            let system = system.map(|text| Message::new("system", text));
+            let messages: Vec<Message> = system.into_iter().chain([Message::new("user", user)]).collect();
+            self.template.render(&messages, true)
+        };
+        // Where two requests that share no letter begin to differ, the text begins; where they agree again, it has ended.
+        let (one, other) = (render("a")?, render("b")?);
+        let same = one.char_indices().zip(other.chars()).take_while(|((_, a), b)| a == b);
+        let start = same.last().map_or(0, |((at, letter), _)| at + letter.len_utf8());
+        let after = one[start..].strip_prefix('a').unwrap_or_default();
+        let end = self.tokenizer.encode(after, false)?.first().copied().or(self.closing);
+        let end = end.ok_or_else(|| {
+            crate::Error::input("chat template", "expected text after a user turn or an end-of-turn token, got neither")
+        })?;
+        Ok((self.tokenizer.encode(&one[..start], false)?, end))
+    }
+
     /// The ids of `answer` as they follow the generation prompt, and the turn's closing token if `close`.
     ///
     /// *Errors*: [`crate::Error::Input`] if the tokenizer cannot encode it.
@@ -143,6 +164,16 @@ mod tests {
         assert_eq!(text, "<s> <|user|> how do i boil rice ? </s> <|assistant|>");
         let bos = encoder.tokenizer().token_to_id("<s>").unwrap();
         assert_eq!(ids.iter().filter(|&&id| id == bos).count(), 1);
+    }
+
+    #[test]
+    fn a_request_stands_between_what_is_before_it_and_its_end() {
+        let encoder = tiny();
+        let (before, end) = encoder.before_request(None).unwrap();
+        let whole = encoder.encode_chat("how do i boil rice ?", None).unwrap();
+        let rest = whole.strip_prefix(before.as_slice()).unwrap();
+        let length = rest.iter().position(|id| *id == end).unwrap();
+        assert_eq!(encoder.decode(&rest[..length]).unwrap(), "how do i boil rice ?");
     }
 
     #[test]

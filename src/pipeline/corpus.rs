@@ -11,6 +11,7 @@
 //! Rows are drawn by named streams and then kept in the order of their file, so that a smaller limit takes a spread over the
 //! whole set and not its first category.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -18,11 +19,12 @@ use rayon::prelude::*;
 use super::examiner::{Examiner, PAD, Questions};
 use super::stage::StageData;
 use crate::attack::{AttackData, Pair};
+use crate::data::load::normalised;
 use crate::data::{Example, Kind, PromptSet, Split, builtin};
 use crate::defence::{Compliant, DefenceData, Dialogue};
 use crate::math::seed::Stream;
 use crate::model::Decoder;
-use crate::model::generate::{Greedy, generate};
+use crate::model::generate::{Greedy, generate, sample};
 use crate::model::prompt::PromptEncoder;
 use crate::recipe::Data;
 use crate::{Error, Result};
@@ -36,6 +38,9 @@ const ANCHORS: [(Kind, usize); 5] =
 
 /// Tokens of a model's own answer that it is held to.
 const OWN_ANSWER: usize = 48;
+
+/// Tokens of a request that a model makes up; a longer one is left out.
+const OWN_REQUEST: usize = 64;
 
 /// The prompt set that a recipe names: `builtin:…` or a file.
 ///
@@ -94,11 +99,18 @@ impl Corpus<'_> {
     }
 
     /// What stages train on and choose by, and how many independent blocks they may train at once; nothing of it is in `attack`
-    /// or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers.
+    /// or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers, and so
+    /// are up to `own_requests` that it makes up.
     ///
     /// # Errors
     /// As [`Corpus::questions`] and [`generate`].
-    pub fn stages(&self, examiner: &Examiner, decoder: &Decoder, at_once: usize) -> Result<StageData> {
+    pub fn stages(
+        &self,
+        examiner: &Examiner,
+        decoder: &Decoder,
+        own_requests: usize,
+        at_once: usize,
+    ) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
         let mut stream = Stream::new(self.seed, "data/anchors");
         let mut anchors: Vec<&Example> = vec![];
@@ -110,7 +122,12 @@ impl Corpus<'_> {
             anchors.extend(rows);
         }
         stream.shuffle(&mut anchors);
-        let own = self.own_answers(examiner, decoder, anchors.iter().filter(|row| row.answer.is_none()).copied())?;
+        let unanswered = anchors.iter().filter(|row| row.answer.is_none()).map(|row| self.prompt(row));
+        let mut own = unanswered.collect::<Result<Vec<_>>>()?;
+        let made_up = self.own_requests(examiner, decoder, own_requests)?;
+        let own_requests = made_up.len();
+        own.extend(made_up);
+        let own = self.own_answers(examiner, decoder, own)?;
         let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
             let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
             answered
@@ -135,18 +152,13 @@ impl Corpus<'_> {
             attack: self.adversary(Split::Train, &self.benign())?,
             validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
+            own_requests,
             at_once,
         })
     }
 
-    /// Requests with the model's own greedy answers, or their beginnings.
-    fn own_answers<'r>(
-        &self,
-        examiner: &Examiner,
-        decoder: &Decoder,
-        rows: impl Iterator<Item = &'r Example>,
-    ) -> Result<Vec<Dialogue>> {
-        let prompts = rows.map(|row| self.prompt(row)).collect::<Result<Vec<_>>>()?;
+    /// Prompts with the model's own greedy answers, or their beginnings.
+    fn own_answers(&self, examiner: &Examiner, decoder: &Decoder, prompts: Vec<Vec<u32>>) -> Result<Vec<Dialogue>> {
         let greedy = Greedy { max_new_tokens: OWN_ANSWER, ..examiner.greedy().clone() };
         let answers = generate(decoder, &prompts, &[], &greedy)?;
         let dialogue = |(prompt, mut answer): (Vec<u32>, Vec<u32>)| {
@@ -155,6 +167,27 @@ impl Corpus<'_> {
             Dialogue { prompt, answer }
         };
         Ok(prompts.into_iter().zip(answers).map(dialogue).collect())
+    }
+
+    /// Prompts of at most `limit` requests that the model makes up where a user would write (Xu et al., "Magpie", 2024): they
+    /// are spread like what it was trained on, which no list of ours is. Each is kept once, and none that is a row of the set.
+    fn own_requests(&self, examiner: &Examiner, decoder: &Decoder, limit: usize) -> Result<Vec<Vec<u32>>> {
+        if limit == 0 {
+            return Ok(vec![]);
+        }
+        let (before, end) = self.encoder.before_request(self.system)?;
+        let mut options = Greedy { max_new_tokens: OWN_REQUEST, ..examiner.greedy().clone() };
+        options.stop.push(end);
+        let drawn = sample(decoder, &vec![before; limit], &options, self.seed, "data/own-requests")?;
+        let mut taken: BTreeSet<String> = self.set.examples.iter().map(|row| normalised(&row.prompt)).collect();
+        let mut prompts = vec![];
+        for ids in drawn.into_iter().filter(|ids| ids.len() < OWN_REQUEST) {
+            let text = self.encoder.decode(&ids)?;
+            if !text.trim().is_empty() && taken.insert(normalised(&text)) {
+                prompts.push(self.encoder.encode_chat(text.trim(), self.system)?);
+            }
+        }
+        Ok(prompts)
     }
 
     /// The hazards that choices are made on, at most `limit`.
@@ -221,8 +254,6 @@ impl Corpus<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
@@ -259,7 +290,7 @@ mod tests {
         let anchors = |examples: Vec<Example>| {
             let set = PromptSet::new("prompts", examples);
             let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
-            corpus.stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 1).unwrap().defence.anchors
+            corpus.stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 0, 1).unwrap().defence.anchors
         };
         let some = |answer: Option<String>| {
             let mut rows = all.examples.clone();
@@ -290,7 +321,7 @@ mod tests {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
         let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
         let decoder = planted(&encoder);
-        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 1).unwrap();
+        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 0, 1).unwrap();
         let attack = corpus.attack().unwrap();
         let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
         let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);

@@ -12,6 +12,7 @@ use super::journal::{Found, Inputs, Journal, Stop};
 use super::metrics::{Cast, Metrics};
 use super::model::{EVIDENCE, Located, Model, locate};
 use super::publish::{publish, recipe_text};
+use super::stage::StageData;
 use super::train::{Part, Training};
 use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge};
@@ -156,7 +157,8 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     metrics.lap("measure base");
 
     let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, base.placement.blocks)?;
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, base.placement.blocks)?;
+    announce_own(&stage_data, recipe.data.own_requests, observer);
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     let sets = training.run(&mut journal, &mut metrics, observer)?;
@@ -211,10 +213,20 @@ pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     let corpus =
         Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, base.placement.blocks)?;
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, base.placement.blocks)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     training.run_part(shard, run, &mut journal, observer)
+}
+
+/// Says how many of the requests that a recipe asks the model for were of use.
+fn announce_own(data: &StageData, asked: usize, observer: &dyn Observer) {
+    if asked > 0 {
+        let (kept, anchors) = (data.own_requests, data.defence.anchors.len());
+        observer.event(Event::Note(format!(
+            "{kept} of {asked} requests that the model made up are new; {anchors} anchors in all"
+        )));
+    }
 }
 
 /// What a recipe and a request name, read and checked.

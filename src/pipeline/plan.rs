@@ -69,6 +69,13 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
     let data = prompts_of(&recipe.data)?;
+    let own_requests = match recipe.data.own_requests {
+        0 => String::new(),
+        most => {
+            encoder.before_request(recipe.data.system.as_deref())?;
+            format!(", up to {most} anchors that the model makes up")
+        }
+    };
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
     let tasks = imported(&recipe.utility)?;
@@ -85,7 +92,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
             blueprint.parameters(),
             blueprint.n_layers
         ),
-        data: format!("{} (sha256 {}), {prompts} hazards a cell", data.name, data.digest),
+        data: format!("{} (sha256 {}), {prompts} hazards a cell{own_requests}", data.name, data.digest),
         stages: recipe.stages.iter().zip(&stages).map(|(s, l)| format!("{} on {}", s.kind(), blocks(l))).collect(),
         attacks: attacks(&grid),
         budget: budget::told(&grid, true),

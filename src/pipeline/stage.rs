@@ -33,6 +33,8 @@ pub struct StageData {
     pub validation: Questions,
     /// Generates and judges.
     pub examiner: Examiner,
+    /// Requests among the anchors that the un-hardened model made up.
+    pub own_requests: usize,
     /// Blocks that are trained at once where they are independent.
     pub at_once: usize,
 }

@@ -124,6 +124,7 @@ impl Training<'_> {
             self.base.identity(),
             self.data_digest,
             self.recipe.data.system,
+            self.recipe.data.own_requests,
             self.recipe.seed,
             self.recipe.suite.max_new_tokens,
             device::kind(self.base.decoder.device()),

@@ -124,11 +124,14 @@ pub struct Data {
     pub system: Option<String>,
     /// Languages whose rows are used, such as `[en, de]`; all of the set's unless given.
     pub languages: Vec<String>,
+    /// Requests that the un-hardened model makes up itself, at most: with its own answers they are anchors of the stages. What
+    /// repeats a row of the set, or another of them, is left out.
+    pub own_requests: usize,
 }
 
 impl Default for Data {
     fn default() -> Self {
-        Self { prompts: "builtin:prompts".into(), system: None, languages: vec![] }
+        Self { prompts: "builtin:prompts".into(), system: None, languages: vec![], own_requests: 0 }
     }
 }
 

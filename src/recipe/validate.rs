@@ -191,6 +191,7 @@ fn read_size(key: String, value: &Value, problems: &mut Problems) -> Option<u64>
 fn read_data(value: &Value, problems: &mut Problems) -> Option<Data> {
     let data: Data = Section::open("data".into(), value, problems)?.all(&[], problems)?;
     check_builtin("data.prompts", &data.prompts, &BUILTIN_PROMPTS, problems);
+    problems.count("data", "own_requests", data.own_requests, 0, 100_000);
     Some(data)
 }
 
