@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use super::anchor::{Anchors, Asked};
+use super::noise::Noise;
 use super::spec::{AdversarialSpec, Parameters};
 use super::trainable::Trainable;
 use super::{DefenceData, StageOutcome, UnitStore, Weighed};
@@ -90,7 +91,7 @@ pub fn run(
     let refused = data.hazards.iter().map(|hazard| hazard.beginning(held));
     let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
-    let questions = Questions { spec, data };
+    let questions = Questions { spec, data, noise: Noise::of(spec.prompt_noise, &everything) };
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
     let mut run = Run {
         step: 0,
@@ -195,16 +196,17 @@ impl Run {
 struct Questions<'a> {
     spec: &'a AdversarialSpec,
     data: &'a DefenceData,
+    noise: Option<Noise<'a>>,
 }
 
 impl<'a> Questions<'a> {
     /// Hazards to be refused under one of `edits` edits, its share of the anchors, and the anchors to be answered under it.
     fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 3] {
-        let hazards = (0..self.spec.batch).map(|_| self.hazard(draws)).collect();
+        let hazards = (0..self.spec.batch).map(|_| self.hazard(None, draws)).collect();
         let clean = (0..self.spec.anchor_batch.div_ceil(edits.max(1)))
             .map(|_| {
                 if self.data.anchors.is_empty() || draws.unit() < CLEAN_HAZARDS {
-                    self.hazard(draws)
+                    self.hazard(self.noise.as_ref(), draws)
                 } else {
                     self.anchor(draws)
                 }
@@ -215,23 +217,26 @@ impl<'a> Questions<'a> {
     }
 
     fn anchor(&self, draws: &mut Stream) -> Asked<'a> {
-        Asked::plainly(self.data.hazards.len() + draws.below(self.data.anchors.len()))
+        let row = self.data.hazards.len() + draws.below(self.data.anchors.len());
+        Asked { instead: self.noise.as_ref().and_then(|noise| noise.disturbed(row, draws)), ..Asked::plainly(row) }
     }
 
     /// A hazard, now and then with the beginning of a compliant answer already given.
-    fn hazard(&self, draws: &mut Stream) -> Asked<'a> {
+    fn hazard(&self, noise: Option<&Noise<'_>>, draws: &mut Stream) -> Asked<'a> {
         let row = draws.below(self.data.hazards.len());
+        let instead = noise.and_then(|noise| noise.disturbed(row, draws));
+        let plainly = Asked { instead, ..Asked::plainly(row) };
         if draws.unit() >= self.spec.begun {
-            return Asked::plainly(row);
+            return plainly;
         }
         let allowed = |name: &Option<String>| {
             self.spec.openings.is_empty() || name.as_ref().is_some_and(|name| self.spec.openings.contains(name))
         };
         match self.data.compliant.get(row) {
             Some(Some(compliant)) if allowed(&compliant.opening) && !compliant.answer.is_empty() => {
-                Asked { row, after: &compliant.answer[..1 + draws.below(compliant.answer.len())] }
+                Asked { after: &compliant.answer[..1 + draws.below(compliant.answer.len())], ..plainly }
             }
-            _ => Asked::plainly(row),
+            _ => plainly,
         }
     }
 }

@@ -10,10 +10,12 @@ use crate::model::loss::{kl_divergence, log_probabilities};
 use crate::model::{Decoder, Hooks, TokenBatch};
 
 /// One dialogue of a batch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Asked<'a> {
     /// Its number.
     pub row: usize,
+    /// What is asked instead of its prompt; the original is asked the same.
+    pub instead: Option<Vec<u32>>,
     /// Tokens between prompt and answer that the original did not see.
     pub after: &'a [u32],
 }
@@ -21,7 +23,7 @@ pub struct Asked<'a> {
 impl Asked<'_> {
     /// The dialogue as it is.
     pub fn plainly(row: usize) -> Self {
-        Self { row, after: &[] }
+        Self { row, instead: None, after: &[] }
     }
 }
 
@@ -45,16 +47,12 @@ impl<'a> Anchors<'a> {
     pub fn new(original: &'a Decoder, dialogues: &'a [Dialogue], pad: u32) -> Result<Self> {
         let mut order: Vec<usize> = (0..dialogues.len()).collect();
         order.sort_by_key(|i| dialogues[*i].prompt.len() + dialogues[*i].answer.len());
-        let d = original.blueprint().d_model;
         let mut hidden: Vec<Option<Tensor>> = vec![None; dialogues.len()];
         for rows in order.chunks(32) {
-            let batch = batch_of(dialogues, rows, pad);
-            let states = original.hidden(&batch, &mut Hooks::none(), None)?.detach();
-            let flat = states.reshape((batch.rows() * batch.cols(), d))?;
-            for (row, index) in rows.iter().enumerate() {
-                let from = row * batch.cols() + batch.prompt_end()[row] - 1;
-                // Moved out of the batch, or every row would keep the whole of it alive; `copy` copies all of it.
-                hidden[*index] = Some(flat.narrow(0, from, dialogues[*index].answer.len())?.force_contiguous()?);
+            let prompts = rows.iter().map(|row| dialogues[*row].prompt.clone()).collect();
+            let states = answer_states(original, prompts, rows.iter().map(|row| &dialogues[*row].answer), pad)?;
+            for (row, states) in rows.iter().zip(states) {
+                hidden[*row] = Some(states);
             }
         }
         let hidden = hidden.into_iter().flatten().collect();
@@ -76,26 +74,45 @@ impl<'a> Anchors<'a> {
         let tokens: usize = rows.iter().map(|asked| self.dialogues[asked.row].answer.len()).sum();
         let lengths: Vec<usize> = rows.iter().map(|asked| self.length(asked)).collect();
         sum_by_length(&lengths, |group| {
-            let group: Vec<Asked<'_>> = group.iter().map(|i| rows[*i]).collect();
+            let group: Vec<&Asked<'_>> = group.iter().map(|i| &rows[*i]).collect();
             self.divergence_of(decoder, &group, edit, 1.0 / tokens.max(1) as f32)
         })
     }
 
     fn length(&self, asked: &Asked<'_>) -> usize {
-        let dialogue = &self.dialogues[asked.row];
-        dialogue.prompt.len() + asked.after.len() + dialogue.answer.len()
+        self.prompt(asked).len() + asked.after.len() + self.dialogues[asked.row].answer.len()
+    }
+
+    fn prompt<'b>(&'b self, asked: &'b Asked<'_>) -> &'b Vec<u32> {
+        asked.instead.as_ref().unwrap_or(&self.dialogues[asked.row].prompt)
+    }
+
+    /// The original's hidden states at the answers of `rows`; those to other prompts than the dialogues' are computed now.
+    fn states(&self, rows: &[&Asked<'_>]) -> Result<Vec<Tensor>> {
+        let others = || rows.iter().filter(|asked| asked.instead.is_some());
+        let prompts: Vec<Vec<u32>> = others().filter_map(|asked| asked.instead.clone()).collect();
+        let fresh = if prompts.is_empty() {
+            vec![]
+        } else {
+            answer_states(self.original, prompts, others().map(|asked| &self.dialogues[asked.row].answer), self.pad)?
+        };
+        let mut fresh = fresh.into_iter();
+        let kept = |asked: &Asked<'_>| self.hidden[asked.row].clone();
+        Ok(rows
+            .iter()
+            .map(|asked| asked.instead.as_ref().and_then(|_| fresh.next()).unwrap_or_else(|| kept(asked)))
+            .collect())
     }
 
     /// Sum over answer tokens, each with `weight`.
     fn divergence_of(
         &self,
         decoder: &Decoder,
-        rows: &[Asked<'_>],
+        rows: &[&Asked<'_>],
         edit: Option<(&Placed, Positions)>,
         weight: f32,
     ) -> Result<Tensor> {
-        let prompt = |asked: &Asked<'_>| [&self.dialogues[asked.row].prompt, asked.after].concat();
-        let prompts: Vec<Vec<u32>> = rows.iter().map(prompt).collect();
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|asked| [self.prompt(asked), asked.after].concat()).collect();
         let answers: Vec<Vec<u32>> = rows.iter().map(|asked| self.dialogues[asked.row].answer.clone()).collect();
         let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
         let mut hooks = match edit {
@@ -104,8 +121,7 @@ impl<'a> Anchors<'a> {
         };
         let hidden = decoder.hidden(&batch, &mut hooks, None)?;
         let (positions, _) = batch.answer_targets();
-        let states: Vec<&Tensor> = rows.iter().map(|asked| &self.hidden[asked.row]).collect();
-        let states = Tensor::cat(&states, 0)?;
+        let states = Tensor::cat(&self.states(rows)?, 0)?;
         let all: Vec<u32> = (0..positions.len() as u32).collect();
         let reference = log_probabilities(&self.original.logits_at(&states, &all)?)?;
         let weights = vec![weight; positions.len()];
@@ -113,8 +129,78 @@ impl<'a> Anchors<'a> {
     }
 }
 
+/// The final hidden states of `original` at the answers to `prompts`, `[answer tokens, d_model]` each.
+fn answer_states<'a>(
+    original: &Decoder,
+    prompts: Vec<Vec<u32>>,
+    answers: impl Iterator<Item = &'a Vec<u32>>,
+    pad: u32,
+) -> Result<Vec<Tensor>> {
+    let answers: Vec<Vec<u32>> = answers.cloned().collect();
+    let batch = TokenBatch::dialogues(&prompts, &answers, pad);
+    let states = original.hidden(&batch, &mut Hooks::none(), None)?.detach();
+    let flat = states.reshape((batch.rows() * batch.cols(), original.blueprint().d_model))?;
+    let of_row = |(row, answer): (usize, &Vec<u32>)| {
+        let from = row * batch.cols() + batch.prompt_end()[row] - 1;
+        // Moved out of the batch, or every row would keep the whole of it alive; `copy` copies all of it.
+        Ok(flat.narrow(0, from, answer.len())?.force_contiguous()?)
+    };
+    answers.iter().enumerate().map(of_row).collect()
+}
+
 pub(super) fn batch_of(dialogues: &[Dialogue], rows: &[usize], pad: u32) -> TokenBatch {
     let prompts: Vec<Vec<u32>> = rows.iter().map(|row| dialogues[*row].prompt.clone()).collect();
     let answers: Vec<Vec<u32>> = rows.iter().map(|row| dialogues[*row].answer.clone()).collect();
     TokenBatch::dialogues(&prompts, &answers, pad)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::math::seed::Stream;
+    use crate::model::Blueprint;
+
+    fn decoder(name: &str) -> Decoder {
+        let blueprint = Blueprint {
+            vocab: 20,
+            d_model: 8,
+            n_layers: 2,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 4,
+            d_ff: 12,
+            max_positions: 32,
+            tied: true,
+            ..Blueprint::default()
+        };
+        let mut stream = Stream::new(0, name);
+        let weights = |_: &str, shape: &[usize]| {
+            let values = stream.gaussian(shape.iter().product(), 0.5);
+            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        };
+        Decoder::from_weights(blueprint, &Device::Cpu, weights).unwrap()
+    }
+
+    #[test]
+    fn another_prompt_is_put_to_both_models() {
+        let (original, changed) = (decoder("original"), decoder("changed"));
+        let dialogue = |prompt: &[u32], answer: &[u32]| Dialogue { prompt: prompt.into(), answer: answer.into() };
+        let rows = [dialogue(&[1, 2, 3], &[4]), dialogue(&[1, 5], &[6, 7, 8, 9, 10]), dialogue(&[1, 11, 3, 12], &[4])];
+        let anchors = Anchors::new(&original, &rows, 0).unwrap();
+        let divergence = |decoder: &Decoder, asked: &[Asked<'_>]| {
+            anchors.divergence(decoder, asked, None).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let instead = || Asked { instead: Some(vec![1, 11, 3, 12]), ..Asked::plainly(0) };
+        let begun = || Asked { after: &[13, 14], ..Asked::plainly(1) };
+        let close = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        close(divergence(&original, &[instead()]), 0.0);
+        let alone = divergence(&changed, &[instead()]);
+        close(alone, divergence(&changed, &[Asked::plainly(2)]));
+        assert!((alone - divergence(&changed, &[Asked::plainly(0)])).abs() > 1e-3);
+        // Every answer token weighs the same.
+        let long = divergence(&changed, &[begun()]);
+        close(divergence(&changed, &[instead(), begun()]), (alone + 5.0 * long) / 6.0);
+    }
 }

@@ -9,6 +9,7 @@ pub mod finetune;
 pub mod harm_vector;
 mod local;
 mod neutralise;
+mod noise;
 pub mod spec;
 pub mod trainable;
 

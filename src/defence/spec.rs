@@ -209,6 +209,9 @@ pub struct AdversarialSpec {
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
+    /// Share of an anchor's prompt that is dropped or replaced by tokens of other prompts, in half of all anchors. What the
+    /// original answers there is asked for: it is right by definition on text that is in no set.
+    pub prompt_noise: f64,
     /// Tokens at the beginning of a refusal that an edit may not change; 0: all. Nothing holds what comes later, attacked or
     /// clean: a short refusal is better held whole.
     pub refusal_tokens: usize,
@@ -242,6 +245,7 @@ impl Default for AdversarialSpec {
             kl_weight: 20.0,
             attacked_anchors: 0,
             begun: 0.25,
+            prompt_noise: 0.0,
             refusal_tokens: 0,
             starts_from_base: true,
             openings: vec![],

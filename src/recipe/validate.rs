@@ -477,6 +477,7 @@ impl Checked for AdversarialSpec {
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
         problems.within(at, "begun", self.begun, 1.0);
+        problems.within(at, "prompt_noise", self.prompt_noise, 1.0);
         rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
         for (i, &factor) in self.amplify.iter().enumerate() {
             problems.positive(&join(at, "amplify"), &i.to_string(), factor, 100.0);
