@@ -2,7 +2,8 @@
 //!
 //! A curve is made of the re-fitted rows of one kind of learned edit at one place that were given more than one budget. The unit
 //! is gradient evaluations (sequences run forward and backward), the one that pairs, steps and rank share. Rows whose
-//! settings were searched are left out: on the hardened model their cost is that of the search, on the base it isn't.
+//! settings were searched are left out: on the hardened model their cost is that of the search, on the base it isn't. Of rows that
+//! spend the same in different ways (another step size) the more successful one counts, on each model by itself.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{AttackRow, BudgetToHalf, Outcome, Report};
 
-/// Rows of one curve by budget: gradient evaluations, rank, pairs, steps.
-type Rungs<'a> = BTreeMap<(u64, u64, u64, u64), &'a AttackRow>;
+/// Outcomes on base and hardened model by budget: gradient evaluations, rank, pairs, steps.
+type Rungs = BTreeMap<(u64, u64, u64, u64), (Option<Outcome>, Outcome)>;
 
 /// Attack success that a budget is counted to.
 pub const HALF: f64 = 0.5;
@@ -86,7 +87,7 @@ impl Reach {
 /// The curves of a report's rows, in the order in which they first occur.
 #[must_use]
 pub fn curves(report: &Report) -> Vec<Curve> {
-    let mut groups: Vec<(&AttackRow, Rungs<'_>)> = vec![];
+    let mut groups: Vec<(&AttackRow, Rungs)> = vec![];
     for row in report.rows(true).filter(|row| row.budget.steps > 0 && row.budget.search.is_empty()) {
         let budget = &row.budget;
         let cost = budget.gradient_evaluations / row.seeds.max(1);
@@ -94,26 +95,34 @@ pub fn curves(report: &Report) -> Vec<Curve> {
         let same = |first: &AttackRow| {
             first.family == row.family && first.layers == row.layers && first.positions == row.positions
         };
+        let outcomes = (row.base, row.hardened);
         match groups.iter_mut().find(|(first, _)| same(first)) {
-            Some((_, rows)) => {
-                rows.entry(key).or_insert(row);
+            Some((_, rungs)) => {
+                let (base, hardened) = rungs.entry(key).or_insert(outcomes);
+                *base = [*base, outcomes.0].into_iter().flatten().reduce(stronger);
+                *hardened = stronger(*hardened, outcomes.1);
             }
-            None => groups.push((row, BTreeMap::from([(key, row)]))),
+            None => groups.push((row, BTreeMap::from([(key, outcomes)]))),
         }
     }
-    groups.into_iter().filter(|(_, rows)| rows.len() > 1).map(|(first, rows)| curve(first, &rows)).collect()
+    groups.into_iter().filter(|(_, rungs)| rungs.len() > 1).map(|(first, rungs)| curve(first, rungs)).collect()
 }
 
-fn curve(first: &AttackRow, rows: &Rungs<'_>) -> Curve {
-    let points: Vec<Point> = rows
-        .iter()
-        .map(|((gradient_evaluations, rank, pairs, steps), row)| Point {
-            rank: *rank,
-            pairs: *pairs,
-            steps: *steps,
-            gradient_evaluations: *gradient_evaluations,
-            base: row.base,
-            hardened: row.hardened,
+/// The outcome that serves the attacker better.
+fn stronger(one: Outcome, other: Outcome) -> Outcome {
+    if other.asr > one.asr { other } else { one }
+}
+
+fn curve(first: &AttackRow, rungs: Rungs) -> Curve {
+    let points: Vec<Point> = rungs
+        .into_iter()
+        .map(|((gradient_evaluations, rank, pairs, steps), (base, hardened))| Point {
+            rank,
+            pairs,
+            steps,
+            gradient_evaluations,
+            base,
+            hardened,
         })
         .collect();
     let base = points.iter().filter_map(|point| Some((point.gradient_evaluations, point.base.as_ref()?)));
@@ -172,6 +181,21 @@ mod tests {
         assert_eq!(curve.hardened, Reach { budget: Some(800), low: Some(400), high: Some(1600) });
         assert_eq!(cheapest(&curves), BudgetToHalf { base: Some(400), hardened: Some(800) });
         assert_eq!(curve.hardened.words(1600), "800 (400 to 1600)");
+    }
+
+    #[test]
+    fn of_one_budget_spent_in_two_ways_the_better_one_counts() {
+        let mut report = ladder(&[(90, 0), (60, 10), (10, 70)]);
+        // The last row is the one before it with another step size.
+        report.attacks[2].budget = report.attacks[1].budget.clone();
+        for order in 0..2 {
+            let curves = curves(&report);
+            let points: Vec<(f64, f64)> =
+                curves[0].points.iter().map(|point| (point.base.unwrap().asr, point.hardened.asr)).collect();
+            assert_eq!(points, [(0.9, 0.0), (0.6, 0.7)], "order {order}");
+            assert_eq!(curves[0].hardened.budget, Some(200));
+            report.attacks.swap(1, 2);
+        }
     }
 
     #[test]
