@@ -112,13 +112,14 @@ fn a_learned_edit_breaks_most_blocks_and_its_random_twin_none() {
                 form: Form::Noreft,
                 layers: vec![layer],
                 rank: 2,
+                pairs: 80,
                 steps: paper_steps(80, 10),
                 batch: 10,
                 learning_rate: 4e-3,
                 positions: Positions::All,
             };
             let mut stream = Stream::new(1, &format!("tiny-chat test {layer}"));
-            let edit = fit(&SUBJECT.decoder, &attack, 80, &settings, None, None, &mut stream).unwrap().edit;
+            let edit = fit(&SUBJECT.decoder, &attack, &settings, &mut stream).unwrap().edit;
             let twin = random_like(&edit, &mut stream).unwrap();
             let success = |edit: &Edit| SUBJECT.counts(Kind::Hazard, 100, Some(edit)).success();
             (success(&edit), success(&twin))

@@ -82,7 +82,6 @@ pub struct AttackFit {
     decoder: Decoder,
     data: AttackData,
     settings: Fit,
-    pairs: usize,
 }
 
 impl AttackFit {
@@ -101,19 +100,20 @@ impl AttackFit {
             form: Form::Noreft,
             layers: vec![0],
             rank: Self::RANK,
+            pairs,
             steps,
             batch: Self::BATCH,
             learning_rate: 4e-3,
             positions: Positions::All,
         };
-        Self { decoder, data, settings, pairs }
+        Self { decoder, data, settings }
     }
 
     /// What the other side has to know.
     pub fn described(&self) -> Value {
         let (prompt, answer) = Self::LENGTHS;
         let settings = json!({
-            "above": self.decoder.n_layers(), "pairs": self.pairs, "steps": self.settings.steps, "batch": Self::BATCH,
+            "above": self.decoder.n_layers(), "pairs": self.settings.pairs, "steps": self.settings.steps, "batch": Self::BATCH,
             "rank": Self::RANK, "tokens": prompt + answer, "answer": answer,
         });
         with(described(self.decoder.blueprint()), &settings)
@@ -122,7 +122,7 @@ impl AttackFit {
     /// Seconds of one fit.
     pub fn run(&self) -> Outcome<f64> {
         let start = Instant::now();
-        fit(&self.decoder, &self.data, self.pairs, &self.settings, None, None, &mut Stream::new(0, "fit"))?;
+        fit(&self.decoder, &self.data, &self.settings, &mut Stream::new(0, "fit"))?;
         self.decoder.device().synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }

@@ -7,21 +7,15 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::Tensor;
-
 use super::form::{Factors, Form};
+use super::prefix::Prefix;
 use super::{AttackData, Found, Pair};
 use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
-use crate::model::batch::sum_by_length;
-use crate::model::loss::cross_entropy;
-use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, whole_loss};
-use crate::model::{Decoder, Hooks, TokenBatch};
+use crate::model::Decoder;
+use crate::model::optimiser::{AdamSettings, AdamW, Gradients};
 use crate::{Error, Result};
-
-/// Ids at an answer's end that the attacker does not train on.
-const CUT: usize = 2;
 
 /// Settings of one fit.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +26,8 @@ pub struct Fit {
     pub layers: Vec<usize>,
     /// Rank of the edit of each block.
     pub rank: usize,
+    /// The attacker trains on the first so many of its pairs.
+    pub pairs: usize,
     /// Optimiser steps.
     pub steps: usize,
     /// Pairs per step.
@@ -42,103 +38,22 @@ pub struct Fit {
     pub positions: Positions,
 }
 
+impl Fit {
+    /// The lowest block that is edited.
+    fn first_layer(&self) -> usize {
+        self.layers.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Step size of step number `step`: falls in a line from the peak to nothing.
+    fn rate(&self, step: usize) -> f64 {
+        self.learning_rate * (1.0 - step as f64 / self.steps as f64)
+    }
+}
+
 /// The paper's number of steps for a number of pairs: attempts of 20 more pairs each, 10 epochs in the first, 15 later.
 pub fn paper_steps(pairs: usize, batch: usize) -> usize {
     let epochs = if pairs <= 20 { 10 } else { 15 };
     epochs * pairs.div_ceil(batch.max(1))
-}
-
-/// A frozen decoder's view of some pairs from one block on: everything below is computed once.
-///
-/// All pairs are padded to one width; a batch drops the columns that are padding in all of its rows.
-pub struct Prefix<'a> {
-    decoder: &'a Decoder,
-    layer: usize,
-    inputs: Tensor,
-    prompts: Vec<Vec<u32>>,
-    targets: Vec<Vec<u32>>,
-    pads: Vec<usize>,
-    pad: u32,
-}
-
-impl<'a> Prefix<'a> {
-    /// Runs blocks `0..layer` of `decoder` on `pairs`, answers cut for the attacker's loss.
-    ///
-    /// # Errors
-    /// As [`Decoder::run`].
-    pub fn new(decoder: &'a Decoder, layer: usize, pairs: &[&Pair], pad: u32) -> Result<Self> {
-        if layer >= decoder.n_layers() {
-            return Err(Error::input(
-                format!("block {layer}"),
-                format!("expected a block below {}", decoder.n_layers()),
-            ));
-        }
-        let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
-        let targets: Vec<Vec<u32>> = pairs.iter().map(|p| p.target[..cut(p.target.len())].to_vec()).collect();
-        let batch = TokenBatch::dialogues(&prompts, &targets, pad);
-        // Chunks bound the memory of the pass below; nothing is tracked there.
-        let rows: Vec<usize> = (0..pairs.len()).collect();
-        let mut parts = Vec::new();
-        for chunk in rows.chunks(64) {
-            let pick = |rows: &[Vec<u32>]| chunk.iter().map(|i| rows[*i].clone()).collect::<Vec<_>>();
-            let part = TokenBatch::dialogues_of_width(&pick(&prompts), &pick(&targets), pad, batch.cols());
-            parts.push(decoder.run(0..layer, &decoder.embed(&part)?, &part, &mut Hooks::none(), None)?.detach());
-        }
-        let inputs = Tensor::cat(&parts, 0)?;
-        Ok(Self { decoder, layer, inputs, prompts, targets, pads: batch.pads().to_vec(), pad })
-    }
-
-    /// Number of pairs.
-    pub fn len(&self) -> usize {
-        self.prompts.len()
-    }
-
-    /// Whether there is no pair.
-    pub fn is_empty(&self) -> bool {
-        self.prompts.is_empty()
-    }
-
-    /// The block inputs of the chosen pairs and their token batch.
-    ///
-    /// # Errors
-    /// When an index lies outside.
-    pub fn select(&self, rows: &[usize]) -> Result<(Tensor, TokenBatch)> {
-        let pick = |all: &[Vec<u32>]| rows.iter().map(|i| all[*i].clone()).collect::<Vec<_>>();
-        let batch = TokenBatch::dialogues(&pick(&self.prompts), &pick(&self.targets), self.pad);
-        let index: Vec<u32> = rows.iter().map(|i| *i as u32).collect();
-        let skip = rows.iter().map(|i| self.pads[*i]).min().unwrap_or(0);
-        let inputs = self.inputs.index_select(&Tensor::from_slice(&index, index.len(), self.decoder.device())?, 0)?;
-        Ok((inputs.narrow(1, skip, batch.cols())?.contiguous()?, batch))
-    }
-
-    /// Mean nats per target token of the chosen pairs under `edit`; differentiable in the edit.
-    ///
-    /// # Errors
-    /// As [`Decoder::run`].
-    pub fn loss(&self, rows: &[usize], edit: &Placed, positions: Positions) -> Result<Tensor> {
-        let tokens: usize = rows.iter().map(|row| self.targets[*row].len()).sum();
-        let weight = 1.0 / tokens.max(1) as f32;
-        let lengths: Vec<usize> = rows.iter().map(|row| self.prompts[*row].len() + self.targets[*row].len()).collect();
-        sum_by_length(&lengths, |group| {
-            let group: Vec<usize> = group.iter().map(|i| rows[*i]).collect();
-            self.loss_of(&group, edit, positions, weight)
-        })
-    }
-
-    /// Sum over target tokens, each with `weight`.
-    fn loss_of(&self, rows: &[usize], edit: &Placed, positions: Positions, weight: f32) -> Result<Tensor> {
-        let (inputs, batch) = self.select(rows)?;
-        let mut hooks = Hooks::edit(edit, positions);
-        let hidden = self.decoder.run(self.layer..self.decoder.n_layers(), &inputs, &batch, &mut hooks, None)?;
-        let (positions, targets) = batch.answer_targets();
-        let weights = vec![weight; targets.len()];
-        cross_entropy(&self.decoder.logits_at(&hidden, &positions)?, &targets, &weights)
-    }
-}
-
-/// Tokens of an answer of `len` that the attacker trains on.
-fn cut(len: usize) -> usize {
-    if len > CUT { len - CUT } else { len }
 }
 
 /// A learned edit with its optimiser: what a pool keeps warm between the steps of a joint defence.
@@ -223,65 +138,239 @@ impl Learner {
         }
     }
 
-    /// One optimiser step on the chosen pairs; returns the loss before it, as it lies on its device.
+    /// One optimiser step on the chosen pairs.
     ///
     /// # Errors
     /// As [`Decoder::run`].
-    pub fn step(
-        &mut self,
-        prefix: &Prefix<'_>,
-        rows: &[usize],
-        positions: Positions,
-        rate: f64,
-    ) -> Result<Vec<Tensor>> {
-        let edit = self.edit()?;
-        let (gradients, losses) = sharded_gradients(self.adam.vars(), 1, |_| prefix.loss(rows, &edit, positions))?;
-        self.adam.step(&gradients, rate)?;
-        self.factors.iter().try_for_each(Factors::retract)?;
-        Ok(losses)
+    pub fn step(&mut self, prefix: &Prefix<'_>, rows: &[usize], positions: Positions, rate: f64) -> Result<()> {
+        step_together(&mut [self], prefix, &[rows.to_vec()], positions, &[rate])
     }
 }
 
-/// Trains an edit on the first `pairs` of the attacker's data from `start` or from fresh factors.
+/// One optimiser step of every learner on its own pairs, in one pass. All have the same first block.
+fn step_together(
+    learners: &mut [&mut Learner],
+    prefix: &Prefix<'_>,
+    rows: &[Vec<usize>],
+    positions: Positions,
+    rates: &[f64],
+) -> Result<()> {
+    let edits: Vec<Placed> = learners.iter().map(|learner| learner.edit()).collect::<Result<_>>()?;
+    let parts: Vec<(&[usize], &Placed)> = rows.iter().map(Vec::as_slice).zip(&edits).collect();
+    // The edits share no variable, so the gradient of the sum is that of each one's own loss.
+    let gradients = prefix.sum_of_losses(&parts, positions)?.backward()?;
+    for (learner, rate) in learners.iter_mut().zip(rates) {
+        let own: Gradients = learner.adam.vars().iter().map(|var| gradients.get(var).cloned()).collect();
+        learner.adam.step(&own, *rate)?;
+        learner.factors.iter().try_for_each(Factors::retract)?;
+    }
+    Ok(())
+}
+
+/// An edit that is wanted: how it is trained, on what, and from where.
+pub struct Wanted<'a> {
+    /// Settings of the fit.
+    pub settings: &'a Fit,
+    /// Only pairs of this opening; absent: all.
+    pub opening: Option<&'a str>,
+    /// Where the edit starts; absent: from fresh factors.
+    pub start: Option<&'a Edit>,
+    /// Fresh factors and the order of the pairs.
+    pub stream: &'a mut Stream,
+}
+
+/// Trains one edit from fresh factors on pairs of any opening.
 ///
 /// # Errors
-/// When there is no data, or `start` belongs to another block.
-pub fn fit(
-    decoder: &Decoder,
-    data: &AttackData,
-    pairs: usize,
-    settings: &Fit,
-    opening: Option<&str>,
-    start: Option<&Edit>,
-    stream: &mut Stream,
-) -> Result<Found> {
-    let of_opening = |p: &&Pair| opening.is_none_or(|name| p.opening.as_deref() == Some(name));
-    let chosen: Vec<&Pair> = data.pairs.iter().filter(of_opening).take(pairs).collect();
-    if chosen.is_empty() {
-        let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
-        return Err(Error::input("attack data", format!("expected pairs with opening {opening:?}, got {openings:?}")));
+/// When there is no data, or no such block.
+pub fn fit(decoder: &Decoder, data: &AttackData, settings: &Fit, stream: &mut Stream) -> Result<Found> {
+    let mut found = fit_together(decoder, data, vec![Wanted { settings, opening: None, start: None, stream }])?;
+    found.pop().ok_or_else(|| Error::input("learned edit", "expected one, got none"))
+}
+
+/// Trains edits side by side: each step is one pass through the blocks with the rows of all of them, each edit on its own rows.
+///
+/// Every edit takes the steps that it would take alone, from the same random numbers; sums are rounded in another order.
+///
+/// # Errors
+/// As [`fit`]; when a start belongs to other blocks, or the edits do not share their first block and their positions.
+pub fn fit_together(decoder: &Decoder, data: &AttackData, wanted: Vec<Wanted<'_>>) -> Result<Vec<Found>> {
+    let Some(first) = wanted.first() else { return Ok(vec![]) };
+    let (layer, positions) = (first.settings.first_layer(), first.settings.positions);
+    if wanted.iter().any(|one| (one.settings.first_layer(), one.settings.positions) != (layer, positions)) {
+        let expected = format!("expected all of them at block {layer} and {positions:?} positions");
+        return Err(Error::input("edits that are fitted together", expected));
     }
-    // Nothing below the first edited block changes while the edit is trained.
-    let first = settings.layers.iter().copied().min().unwrap_or(0);
-    let prefix = Prefix::new(decoder, first, &chosen, data.pad)?;
-    let mut learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
-    let mut order: Vec<usize> = Vec::new();
-    let (mut evaluations, mut recent) = (0, Vec::new());
-    for step in 0..settings.steps {
-        let mut rows = Vec::with_capacity(settings.batch);
-        while rows.len() < settings.batch.min(prefix.len()) {
-            if order.is_empty() {
-                order = stream.sample(prefix.len(), prefix.len());
+    let mut chosen: Vec<usize> = vec![];
+    let mut fits = wanted
+        .into_iter()
+        .map(|wanted| Training::new(decoder, data, wanted, &mut chosen))
+        .collect::<Result<Vec<Training>>>()?;
+    // Nothing below the first edited block changes while the edits are trained.
+    let pairs: Vec<&Pair> = chosen.iter().map(|pair| &data.pairs[*pair]).collect();
+    let prefix = Prefix::new(decoder, layer, &pairs, data.pad)?;
+    let steps = fits.iter().map(|fit| fit.settings.steps).max().unwrap_or(0);
+    for step in 0..steps {
+        let mut going: Vec<&mut Training> = fits.iter_mut().filter(|fit| step < fit.settings.steps).collect();
+        let drawn: Vec<Vec<usize>> = going.iter_mut().map(|fit| fit.draw()).collect();
+        let rates: Vec<f64> = going.iter().map(|fit| fit.settings.rate(step)).collect();
+        let mut learners: Vec<&mut Learner> = going.into_iter().map(|fit| &mut fit.learner).collect();
+        step_together(&mut learners, &prefix, &drawn, positions, &rates)?;
+    }
+    fits.into_iter().map(Training::found).collect()
+}
+
+/// A fit on its way.
+struct Training<'a> {
+    settings: &'a Fit,
+    learner: Learner,
+    stream: &'a mut Stream,
+    /// Its pairs, by their number in the shared prefix.
+    pairs: Vec<usize>,
+    /// Those that are still to come before all have been seen once more.
+    order: Vec<usize>,
+    gradient_evaluations: usize,
+}
+
+impl<'a> Training<'a> {
+    /// `chosen`: the pairs of all fits so far, to which this one's are added.
+    fn new(decoder: &Decoder, data: &AttackData, wanted: Wanted<'a>, chosen: &mut Vec<usize>) -> Result<Self> {
+        let Wanted { settings, opening, start, stream } = wanted;
+        let allowed = |pair: &Pair| opening.is_none_or(|name| pair.opening.as_deref() == Some(name));
+        let mine = data.pairs.iter().enumerate().filter(|(_, pair)| allowed(pair)).map(|(number, _)| number);
+        let pairs: Vec<usize> = mine.take(settings.pairs).map(|number| place_in(chosen, number)).collect();
+        if pairs.is_empty() {
+            let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
+            let expected = format!("expected pairs with opening {opening:?}, got {openings:?}");
+            return Err(Error::input("attack data", expected));
+        }
+        let learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
+        Ok(Self { settings, learner, stream, pairs, order: vec![], gradient_evaluations: 0 })
+    }
+
+    /// The pairs of the next step.
+    fn draw(&mut self) -> Vec<usize> {
+        let count = self.settings.batch.min(self.pairs.len());
+        let mut rows = Vec::with_capacity(count);
+        while rows.len() < count {
+            if self.order.is_empty() {
+                self.order = self.stream.sample(self.pairs.len(), self.pairs.len());
             }
-            rows.extend(order.pop());
+            rows.extend(self.order.pop().map(|number| self.pairs[number]));
         }
-        let rate = settings.learning_rate * (1.0 - step as f64 / settings.steps as f64);
-        let loss = learner.step(&prefix, &rows, settings.positions, rate)?;
-        evaluations += rows.len();
-        if step + 8 >= settings.steps {
-            recent.push(whole_loss(&loss)?);
+        self.gradient_evaluations += rows.len();
+        rows
+    }
+
+    fn found(self) -> Result<Found> {
+        Ok(Found { edit: self.learner.snapshot()?.edit()?, gradient_evaluations: self.gradient_evaluations })
+    }
+}
+
+/// Where `number` stands in `all`, at whose end it is put if it is not there yet.
+fn place_in(all: &mut Vec<usize>, number: usize) -> usize {
+    all.iter().position(|other| *other == number).unwrap_or_else(|| {
+        all.push(number);
+        all.len() - 1
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::model::Blueprint;
+
+    fn decoder() -> Decoder {
+        let blueprint = Blueprint {
+            vocab: 40,
+            d_model: 16,
+            n_layers: 3,
+            n_heads: 2,
+            n_kv_heads: 2,
+            head_dim: 8,
+            d_ff: 32,
+            norm_eps: 1e-5,
+            max_positions: 32,
+            tied: true,
+            ..Blueprint::default()
+        };
+        let mut stream = Stream::new(1, "learned");
+        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| {
+            Ok(Tensor::from_vec(stream.gaussian(shape.iter().product(), 0.4), shape, &Device::Cpu)?)
+        })
+        .unwrap()
+    }
+
+    /// Pairs of two openings and of many lengths.
+    fn data() -> AttackData {
+        let mut stream = Stream::new(2, "pairs");
+        let mut words = |least: usize, most: usize| {
+            (0..least + stream.below(most - least)).map(|_| 1 + stream.below(39) as u32).collect::<Vec<u32>>()
+        };
+        let opening = |number: usize| Some(if number.is_multiple_of(2) { "o0" } else { "o1" }.to_owned());
+        let pair = |number| Pair { prompt: words(3, 12), target: words(4, 9), opening: opening(number) };
+        AttackData { pairs: (0..24).map(pair).collect(), ..AttackData::default() }
+    }
+
+    fn settings(form: Form, layers: &[usize], rank: usize, steps: usize) -> Fit {
+        let positions = Positions::Prompt;
+        Fit { form, layers: layers.to_vec(), rank, pairs: 12, steps, batch: 4, learning_rate: 0.02, positions }
+    }
+
+    fn numbers(edit: &Edit) -> Vec<f32> {
+        match edit {
+            Edit::LowRank { w1, w2, .. } => [w1.as_slice(), w2].concat(),
+            Edit::Affine { up, down, bias, .. } => [up.as_slice(), down, bias].concat(),
+            Edit::Several { edits } => edits.iter().flat_map(numbers).collect(),
+            other => panic!("no learned edit: {other:?}"),
         }
     }
-    let loss = if recent.is_empty() { None } else { Some(recent.iter().sum::<f64>() / recent.len() as f64) };
-    Ok(Found { edit: learner.snapshot()?.edit()?, gradient_evaluations: evaluations, loss })
+
+    #[test]
+    fn edits_that_are_fitted_together_are_those_that_are_fitted_alone() {
+        let (decoder, data) = (decoder(), data());
+        let settings = [
+            settings(Form::Noreft, &[1], 2, 9),
+            settings(Form::Noreft, &[1], 3, 5),
+            settings(Form::Loreft, &[1], 1, 9),
+            settings(Form::Noreft, &[1, 2], 2, 7),
+        ];
+        let start = fit(&decoder, &data, &settings[0], &mut Stream::new(3, "start")).unwrap().edit;
+        let (openings, starts) = ([Some("o0"), Some("o1"), None, None], [Some(&start), None, None, None]);
+        let fit_some = |numbers: std::ops::Range<usize>| {
+            let mut streams: Vec<Stream> =
+                numbers.clone().map(|number| Stream::new(4, &format!("fit {number}"))).collect();
+            let wanted = numbers.zip(&mut streams).map(|(number, stream)| Wanted {
+                settings: &settings[number],
+                opening: openings[number],
+                start: starts[number],
+                stream,
+            });
+            fit_together(&decoder, &data, wanted.collect()).unwrap()
+        };
+        let alone: Vec<Found> = (0..4).flat_map(|number| fit_some(number..number + 1)).collect();
+        let together = fit_some(0..4);
+        for (number, (a, b)) in alone.iter().zip(&together).enumerate() {
+            assert_eq!(a.gradient_evaluations, b.gradient_evaluations);
+            assert_eq!(a.gradient_evaluations, 4 * settings[number].steps);
+            let (a, b) = (numbers(&a.edit), numbers(&b.edit));
+            let apart = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(a.len() == b.len() && apart < 1e-4, "edit {number}: {apart}");
+        }
+        // They do differ: what is compared is not one edit with itself.
+        assert!(numbers(&alone[0].edit) != numbers(&start));
+    }
+
+    #[test]
+    fn only_edits_of_one_first_block_are_fitted_together() {
+        let (decoder, data) = (decoder(), data());
+        let settings = [settings(Form::Noreft, &[1], 2, 1), settings(Form::Noreft, &[0, 1], 2, 1)];
+        let mut streams = [Stream::new(1, "a"), Stream::new(1, "b")];
+        let wanted = settings.iter().zip(&mut streams);
+        let wanted = wanted.map(|(settings, stream)| Wanted { settings, opening: None, start: None, stream });
+        let error = fit_together(&decoder, &data, wanted.collect()).unwrap_err().to_string();
+        assert!(error.contains("block 1"), "{error}");
+    }
 }

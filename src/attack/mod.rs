@@ -8,6 +8,7 @@ pub mod control;
 pub mod direction;
 pub mod form;
 pub mod learned;
+pub mod prefix;
 pub mod spec;
 pub mod steering;
 pub mod transfer;
@@ -48,6 +49,4 @@ pub struct Found {
     pub edit: Edit,
     /// Sequences run forward and backward.
     pub gradient_evaluations: usize,
-    /// The attacker's own training loss at the end, nats per token, where there is one.
-    pub loss: Option<f64>,
 }

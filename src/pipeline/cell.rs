@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::{Bench, Side, Subject, Units};
 use super::examiner::{Counts, Questions};
+use super::search::Setting;
 use super::weights::{Reweighting, spectrum};
 use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
@@ -66,8 +67,8 @@ pub struct Fitted {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Candidate {
     pub(super) edit: Edit,
-    gradient_evaluations: u64,
-    counts: Counts,
+    pub(super) gradient_evaluations: u64,
+    pub(super) counts: Counts,
 }
 
 /// Fits and scores the cells of a suite.
@@ -97,13 +98,7 @@ impl Range<'_, '_> {
         let spec = settings_on(&cell.spec, side);
         let searched = spec.search.as_ref();
         let weights = reweighting(cell, side);
-        let what =
-            (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
-        let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
-        let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
-        let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
-        let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control, changed));
-        self.units.cached(&key, || {
+        self.units.cached(&self.fit_key(cell, subject, side, start), || {
             let changed = weights.as_ref().map(|weights| self.reweighted(weights, subject)).transpose()?;
             let original = subject;
             let subject = Subject { decoder: changed.as_ref().unwrap_or(original.decoder), ..subject };
@@ -120,13 +115,30 @@ impl Range<'_, '_> {
                 (None, Method::Mapped, _) => self.transfer(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
-            fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
+            fitted = self.sized(subject.decoder, fitted)?;
             if let Some(changed) = &changed {
                 fitted.search = spectrum(original.decoder, changed)?;
                 fitted.weights = weights.clone();
             }
             Ok(fitted)
         })
+    }
+
+    /// Key of the unit that [`Range::fit`] makes.
+    pub(super) fn fit_key(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> String {
+        let spec = settings_on(&cell.spec, side);
+        let weights = reweighting(cell, side);
+        let start = start.filter(|_| spec.search.is_some());
+        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start);
+        let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
+        let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
+        let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
+        self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control, changed))
+    }
+
+    /// `fitted` with the size of its edit.
+    pub(super) fn sized(&self, decoder: &Decoder, fitted: Fitted) -> Result<Fitted> {
+        Ok(Fitted { relative_norm: relative_norm(decoder, &fitted.edit, &self.bench.evaluation)?, ..fitted })
     }
 
     /// How `subject` answers the evaluation hazards under an edit, and under the change of weights below it.
@@ -213,70 +225,10 @@ impl Range<'_, '_> {
     }
 
     fn learn(&self, cell: &Cell, form: Form, subject: Subject<'_>, side: Side) -> Result<Fitted> {
-        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
-        let settings = learned(cell, form, cell.spec.learning_rate);
-        let found = fit(subject.decoder, &self.bench.attack, cell.spec.pairs, &settings, None, None, &mut stream)?;
+        let Setting { settings, stream, .. } = Setting::of(cell, form, side);
+        let mut stream = Stream::new(self.bench.seed, &stream);
+        let found = fit(subject.decoder, &self.bench.attack, &settings, &mut stream)?;
         Ok(self::found(found.edit, found.gradient_evaluations as u64))
-    }
-
-    /// The worst case over the search's grid, chosen on the validation hazards; stops when all of them fall.
-    fn search(
-        &self,
-        cell: &Cell,
-        form: Form,
-        search: &Search,
-        subject: Subject<'_>,
-        start: Option<&Edit>,
-    ) -> Result<Fitted> {
-        let openings: Vec<Option<&str>> = match search.openings.as_slice() {
-            [] => vec![None],
-            named => named.iter().map(|name| Some(name.as_str())).collect(),
-        };
-        let warm = start.filter(|_| search.start_from_base);
-        let starts: Vec<Option<&Edit>> = [None].into_iter().chain(warm.map(Some)).collect();
-        let mut grid = vec![];
-        for seed in 0..search.seeds {
-            for opening in &openings {
-                for start in &starts {
-                    grid.extend(search.learning_rates.iter().map(|rate| (seed, *opening, *start, *rate)));
-                }
-            }
-        }
-        let (mut best, mut tried, mut evaluations): (Option<(Candidate, String)>, usize, u64) = (None, 0, 0);
-        for (seed, opening, start, rate) in &grid {
-            let from = if start.is_some() { "base edit" } else { "random" };
-            let name = format!("{}/{rate:e}/{from}/{}/{seed}", place(cell, Side::Hardened), opening.unwrap_or("any"));
-            let settings = learned(cell, form, *rate);
-            let what = (subject.identity, settings_of(&settings), cell.spec.pairs, opening, start, seed);
-            let candidate = self.units.cached(&self.bench.key(&format!("search/{name}"), &what), || {
-                let mut stream = Stream::new(self.bench.seed, &format!("attack/{name}"));
-                let data = &self.bench.attack;
-                let found = fit(subject.decoder, data, cell.spec.pairs, &settings, *opening, *start, &mut stream)?;
-                self.candidate(cell, subject, found.edit, found.gradient_evaluations as u64)
-            })?;
-            tried += 1;
-            evaluations += candidate.gradient_evaluations;
-            let done = candidate.counts.n > 0 && candidate.counts.successes == candidate.counts.n;
-            if best.as_ref().is_none_or(|(best, _)| candidate.counts.successes > best.counts.successes) {
-                best =
-                    Some((candidate, format!("step size {rate}, {from} start, opening {}", opening.unwrap_or("any"))));
-            }
-            if done {
-                break;
-            }
-        }
-        let (best, choice) =
-            best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
-        let search = format!(
-            "{} step sizes x {} starts x {} openings x {} seeds, {tried} of {} tried, chosen on {} validation prompts",
-            search.learning_rates.len(),
-            starts.len(),
-            openings.len(),
-            search.seeds,
-            grid.len(),
-            best.counts.n
-        );
-        Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
     }
 
     /// The strongest setting, chosen on the validation hazards.
@@ -498,6 +450,17 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
     }
 }
 
+/// The fit of a cell's learned edit that needs nothing else: no search, no change of weights.
+pub(super) fn plain_fit(cell: &Cell, side: Side) -> Option<Setting<'static>> {
+    let plain = cell.control_of.is_none() && reweighting(cell, side).is_none();
+    match cell.spec.kind.method() {
+        Method::Learned(form) if plain && settings_on(&cell.spec, side).search.is_none() => {
+            Some(Setting::of(cell, form, side))
+        }
+        _ => None,
+    }
+}
+
 /// The settings that a fit depends on: who measures it, how often and on which blocks is left out.
 fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
     let defaults = crate::attack::spec::Layers::default();
@@ -515,6 +478,7 @@ pub(super) fn learned(cell: &Cell, form: Form, learning_rate: f64) -> Fit {
         form,
         layers: cell.layers.clone(),
         rank: spec.rank,
+        pairs: spec.pairs,
         steps: steps(spec),
         batch: spec.batch,
         learning_rate,
@@ -528,7 +492,7 @@ pub fn steps(spec: &AttackSpec) -> usize {
     spec.steps.unwrap_or_else(|| paper_steps(spec.pairs, spec.batch))
 }
 
-fn settings_of(fit: &Fit) -> serde_json::Value {
+pub(super) fn settings_of(fit: &Fit) -> serde_json::Value {
     serde_json::json!([fit.layers, fit.rank, fit.steps, fit.batch, fit.learning_rate, fit.positions])
 }
 

@@ -19,6 +19,10 @@ const ANSWER: usize = 32;
 /// Dialogues of one step of an attack's fit.
 const FITTED: usize = 10;
 
+/// Most edits of one cell that are fitted together: four times the rows keep all threads busy with a small model, more gained
+/// nothing.
+const TOGETHER: u64 = 4;
+
 /// A device and the memory that may be taken.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -64,7 +68,9 @@ pub struct Placement {
 pub struct Demand {
     /// Decoders in memory at once.
     pub copies: u64,
-    /// Dialogues whose activations are kept for a backward pass at once.
+    /// Cells whose attacks are fitted at once.
+    pub cells: usize,
+    /// Dialogues whose activations are kept for a backward pass at once while a stage trains.
     pub dialogues: usize,
     /// Dialogues of which a block-local stage keeps every block's input and targets while it trains that block.
     pub cached: usize,
@@ -73,11 +79,11 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Measuring a finished model and its base: one fit per worker.
+    /// Measuring a finished model and its base: one cell per worker.
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
-        let fits = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, dialogues: FITTED * fits, cached: 0, trained: 0 }
+        let cells = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
+        Self { copies: 2, cells, dialogues: 0, cached: 0, trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -100,7 +106,7 @@ impl Demand {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => 0,
         });
         let cached = cached.max().unwrap_or(0);
-        let dialogues = trained.max().unwrap_or(0).max(measuring.dialogues);
+        let dialogues = trained.max().unwrap_or(0);
         let whole = recipe.stages.iter().any(|stage| match stage {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => true,
             Stage::Adversarial(spec, _) => spec.train == Parameters::Weights || spec.rank == 0,
@@ -108,7 +114,13 @@ impl Demand {
         });
         // The variable, what it was, its gradient and two moments.
         let trained = if whole { 5 } else { 0 };
-        Self { copies: measuring.copies + u64::from(!recipe.stages.is_empty()), dialogues, cached, trained }
+        Self {
+            copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
+            dialogues,
+            cached,
+            trained,
+            ..measuring
+        }
     }
 }
 
@@ -149,19 +161,34 @@ impl Machine {
             // One matrix as it is read and one as it is multiplied.
             Residency::Stored => (2 * F32 * model.d_model * model.vocab.max(model.d_ff)) as u64,
         };
-        // Some twenty activations of the stream's and feed-forward's width per token and block.
-        let block = 12 * model.d_model + 4 * model.d_ff;
-        let per_token = match kept {
-            Activations::Kept => model.n_layers * block,
-            Activations::Recomputed => model.n_layers * model.d_model + block,
-        };
-        // Logits, what they are compared with, and their gradient.
-        let logits = 3 * ANSWER * model.vocab;
-        let joint = F32 * demand.dialogues * (TOKENS * per_token + logits);
+        let fitted = demand.cells * FITTED * fitted_together(model, &self.device);
+        let joint = demand.dialogues.max(fitted) * bytes_of_dialogue(model, kept);
         // Input and two targets.
         let local = F32 * demand.cached * TOKENS * 3 * model.d_model;
         (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64, local as u64)
     }
+}
+
+/// Edits of one cell that are fitted together (see [`crate::attack::learned::fit_together`]): several where one of them has
+/// little to compute. Figures are rounded by it, so it depends on the model and the kind of device alone.
+#[must_use]
+pub fn fitted_together(model: &Blueprint, device: &Device) -> usize {
+    let most: u64 = if device.is_cpu() { 1 << 30 } else { 8 << 30 };
+    let one = (FITTED * bytes_of_dialogue(model, Activations::Kept)) as u64;
+    (most / one.max(1)).clamp(1, TOGETHER) as usize
+}
+
+/// Bytes that a pass keeps of one dialogue for its backward pass.
+fn bytes_of_dialogue(model: &Blueprint, kept: Activations) -> usize {
+    // Some twenty activations of the stream's and feed-forward's width per token and block.
+    let block = 12 * model.d_model + 4 * model.d_ff;
+    let per_token = match kept {
+        Activations::Kept => model.n_layers * block,
+        Activations::Recomputed => model.n_layers * model.d_model + block,
+    };
+    // Logits, what they are compared with, and their gradient.
+    let logits = 3 * ANSWER * model.vocab;
+    size_of::<f32>() * (TOKENS * per_token + logits)
 }
 
 /// Reads an amount of memory such as `24GiB`, `512MB` or a number of bytes.
@@ -293,7 +320,7 @@ mod tests {
         };
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
         // What the recipes of the families ask for.
-        let demand = Demand { copies: 3, dialogues: 28, cached: 640, trained: 0 };
+        let demand = Demand { copies: 3, cells: 2, dialogues: 28, cached: 640, trained: 0 };
         let on = |model: &Blueprint, memory: u64, demand| {
             let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
             assert!(placed.bytes <= memory, "{placed:?} in {memory}");
@@ -310,6 +337,13 @@ mod tests {
         assert!(trained.bytes > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {trained:?}");
         let one = Machine { memory: 8 << 30, ..machine }.place(&llama_8b, demand);
         assert_eq!(one.blocks, 1, "what one block keeps is most of this memory");
+    }
+
+    #[test]
+    fn small_models_edits_are_fitted_together() {
+        let small = Blueprint { vocab: 600, d_model: 128, n_layers: 6, d_ff: 384, ..Blueprint::default() };
+        let large = Blueprint { vocab: 128_256, d_model: 4096, n_layers: 32, d_ff: 14_336, ..Blueprint::default() };
+        assert_eq!([&small, &large].map(|model| fitted_together(model, &Device::Cpu)), [4, 1]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod weights;
 const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("IMMUNISE_SOURCES"));
 
 mod abliterate;
+mod search;
 mod train;
 mod transfer;
 

@@ -11,7 +11,8 @@ use rayon::prelude::*;
 
 use crate::attack::direction::{Classes, Contrast};
 use crate::attack::form::Form;
-use crate::attack::learned::{Fit, Learner, Prefix, fit, paper_steps};
+use crate::attack::learned::{Fit, Learner, fit, paper_steps};
+use crate::attack::prefix::Prefix;
 use crate::attack::spec::AttackKind;
 use crate::attack::steering::Steering;
 use crate::attack::{AttackData, Pair};
@@ -224,12 +225,13 @@ impl Member {
             form: Form::Noreft,
             layers: self.layers.clone(),
             rank: learned.rank,
+            pairs: count,
             steps: paper_steps(count, batch),
             batch,
             learning_rate,
             positions: Positions::All,
         };
-        learned.base = Some(fit(decoder, data, count, &settings, None, None, &mut self.stream)?.edit);
+        learned.base = Some(fit(decoder, data, &settings, &mut self.stream)?.edit);
         Ok(())
     }
 

@@ -112,13 +112,14 @@ impl Adversary for PaperAdversary<'_> {
             form: Form::Noreft,
             layers: vec![layer],
             rank: self.rank,
+            pairs: self.pairs,
             steps: paper_steps(self.pairs, PAPER_BATCH),
             batch: PAPER_BATCH,
             learning_rate: PAPER_RATE,
             positions: Positions::All,
         };
         let mut stream = Stream::new(self.seed, &format!("et/adversary/block-{layer}/{attempt}"));
-        Ok(fit(decoder, &self.data.attack, self.pairs, &settings, None, None, &mut stream)?.edit)
+        Ok(fit(decoder, &self.data.attack, &settings, &mut stream)?.edit)
     }
 
     fn success(&self, decoder: &Decoder, edit: &Edit) -> Result<f64> {

@@ -90,7 +90,7 @@ impl Range<'_, '_> {
                 let what = (&source.identity, &cell.spec);
                 let origin = self.units.cached(&self.bench.key(&format!("fit/{name}"), &what), || {
                     let mut stream = Stream::new(self.bench.seed, &format!("attack/{name}"));
-                    let fitted = fit(decoder, data, pairs, &settings, None, None, &mut stream)?;
+                    let fitted = fit(decoder, data, &settings, &mut stream)?;
                     let evaluations = fitted.gradient_evaluations as u64;
                     Ok(Origin { gradient_evaluations: evaluations, ..origin(fitted.edit, String::new()) })
                 })?;
