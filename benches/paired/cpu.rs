@@ -1,5 +1,6 @@
 //! Steps that a run consists of, on the CPU: train a block, fit an edit, answer prompts.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -33,6 +34,31 @@ pub fn attack_fit() -> Outcome<Vec<Pair>> {
     let mut peer = Peer::start("attack-fit", &fit.described())?;
     let what = format!("attack fit, {steps} steps of {} x 48 tokens through {above} blocks", AttackFit::BATCH);
     Ok(vec![Pair::run(what, "PyTorch eager", 5, || fit.run(), || peer.time())?])
+}
+
+/// Matrices that stay in the checkpoint's files as bf16 beside the same ones held in memory as f32: what that saves in memory costs in
+/// time.
+pub fn stored_weights() -> Outcome<Vec<Pair>> {
+    const HELD: &str = "held in memory, f32";
+    let folder = tempfile::tempdir()?;
+    write(folder.path(), &smollm2(30, 49152), 1)?;
+    let checkpoint = Arc::new(Checkpoint::open(folder.path())?);
+    let (stored, held) = (Decoder::stream(&checkpoint, &Device::Cpu)?, Decoder::load(&checkpoint, &Device::Cpu)?);
+    let [mut ours, mut theirs] = [BlockStep::new(&stored, (16, 64), 4)?, BlockStep::new(&held, (16, 64), 4)?];
+    let step = Pair::run("train step of a block, weights stored", HELD, 30, || ours.run(), || theirs.run())?;
+    let answers = |decoder: &Decoder, prompts: usize| -> Outcome<f64> {
+        let options = Greedy { max_new_tokens: 16, stop: vec![], pad: 0, batch: prompts };
+        let prompts = tokens(prompts, 24, decoder.blueprint().vocab, "prompts");
+        let start = Instant::now();
+        generate(decoder, &prompts, &[], &options)?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let mut rows = vec![step];
+    for prompts in [1, 16, 64] {
+        let what = format!("generation, {prompts} prompts of 24 tokens, 16 new ones, weights stored");
+        rows.push(Pair::run(what, HELD, 3, || answers(&stored, prompts), || answers(&held, prompts))?);
+    }
+    Ok(rows)
 }
 
 /// Greedy answers to prompts of several lengths.

@@ -291,6 +291,14 @@ impl Float {
 
     /// Widens stored elements, whatever their alignment.
     pub(crate) fn widen(self, bytes: &[u8], values: &mut [f32]) {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || self.widen_here(bytes, values),
+        );
+    }
+
+    #[inline(always)]
+    fn widen_here(self, bytes: &[u8], values: &mut [f32]) {
         match self {
             Self::F32 => {
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {

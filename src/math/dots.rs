@@ -3,6 +3,8 @@
 //! The general product repacks its operands first, which pays for itself over many rows. Here the matrix is read once, where it
 //! lies, and every vector of it meets all rows while it is in a register's reach.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -16,25 +18,64 @@ const TILE: (usize, usize) = (4, 3);
 /// Rows of `b` in one task for another thread.
 const TASK: usize = 96;
 
-/// `a·bᵀ` for `a: [m, k]` and `b: [n, k]`, rows `lda` and `ldb` apart: `[m, n]`. Every element is summed in one order, whatever the
+/// A matrix whose rows are read in parts: `(rows, apart)` of the rows from the first number up to the second, in the buffer
+/// where they do not lie in memory as they are.
+pub(super) trait Rows: Sync {
+    fn part<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> (&'a [f32], usize);
+
+    /// Whether a part may as well be all of it.
+    fn lies_in_memory(&self) -> bool;
+}
+
+impl Rows for (&[f32], usize) {
+    fn part<'a>(&'a self, rows: Range<usize>, _: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        (&self.0[rows.start * self.1..], self.1)
+    }
+
+    fn lies_in_memory(&self) -> bool {
+        true
+    }
+}
+
+/// Rows of a width, which are written into a buffer when they are wanted.
+pub(super) struct Written<F>(pub F, pub usize);
+
+impl<F: Fn(Range<usize>, &mut [f32]) + Sync> Rows for Written<F> {
+    fn part<'a>(&'a self, rows: Range<usize>, buffer: &'a mut Vec<f32>) -> (&'a [f32], usize) {
+        buffer.resize(rows.len() * self.1, 0.0);
+        (self.0)(rows, buffer);
+        (buffer, self.1)
+    }
+
+    fn lies_in_memory(&self) -> bool {
+        false
+    }
+}
+
+/// `a·bᵀ` for `a: [m, k]`, rows `lda` apart, and `b: [n, k]`: `[m, n]`. Every element is summed in one order, whatever the
 /// number of rows and threads.
 pub(super) fn dots(
     (m, k, n): (usize, usize, usize),
     (a, lda): (&[f32], usize),
-    (b, ldb): (&[f32], usize),
+    b: impl Rows,
     parallel: bool,
 ) -> Vec<f32> {
     let arch = pulp::Arch::new();
-    let part = |from: usize, count: usize| {
+    let part = |buffer: &mut Vec<f32>, from: usize, count: usize| {
         let mut out = vec![0.0; m * count];
-        arch.dispatch(Part { k, a: (a, lda), b: (&b[from * ldb..], ldb), out: &mut out, count });
+        arch.dispatch(Part { k, a: (a, lda), b: b.part(from..from + count, buffer), out: &mut out, count });
         out
     };
-    if !parallel || n <= TASK {
-        return part(0, n);
+    if n <= TASK || (!parallel && b.lies_in_memory()) {
+        return part(&mut Vec::new(), 0, n);
     }
     let starts: Vec<usize> = (0..n).step_by(TASK).collect();
-    let parts: Vec<Vec<f32>> = starts.par_iter().map(|from| part(*from, TASK.min(n - from))).collect();
+    let parts: Vec<Vec<f32>> = if parallel {
+        starts.par_iter().map_init(Vec::new, |buffer, from| part(buffer, *from, TASK.min(n - from))).collect()
+    } else {
+        let mut buffer = Vec::new();
+        starts.iter().map(|from| part(&mut buffer, *from, TASK.min(n - from))).collect()
+    };
     let mut out = vec![0.0; m * n];
     for (from, part) in starts.into_iter().zip(parts) {
         let count = part.len() / m;

@@ -4,13 +4,20 @@
 //! then. A large one is offered to the other workers as well, which take a part of it when they have nothing else to do.
 //! Called from outside the pool it uses all workers. Either way every output element is summed in one fixed order.
 
-use gemm::Parallelism;
+use std::ops::Range;
 
-use super::dots::{FEW_ROWS, dots};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::dots::{FEW_ROWS, Written, dots};
 
 /// Multiplications below which handing parts of a product to other threads costs more than it saves: from outside the
 /// pool, and from a worker, whose neighbours are likely to be busy.
 const PARALLEL_FROM: (usize, usize) = (1 << 18, 1 << 26);
+
+/// Bytes of a part of a matrix that is written for its product, and the fewest rows of one.
+const PART_BYTES: usize = 1 << 20;
+const FEWEST_ROWS: usize = 96;
 
 /// Whether work of `multiplications` is worth offering to other threads.
 pub fn worth_sharing(multiplications: usize) -> bool {
@@ -76,6 +83,49 @@ pub fn product(shape: (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f3
         out.set_len(m * n);
     }
     out
+}
+
+/// `a·bᵀ` for rows `a: [m, k]` and `b: [n, k]`, of which `write` gives the rows of a range when they are wanted: with the bits of
+/// [`product`], and a few parts of `b` in memory at a time, which caches can hold. Absent where there is nothing to part.
+#[must_use]
+pub fn product_by_parts(
+    (m, k, n): (usize, usize, usize),
+    a: &[f32],
+    write: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) -> Option<Vec<f32>> {
+    assert!(a.len() >= m * k, "matrix product reads outside its operands: {m}x{k}x{n}");
+    if m * k * n == 0 {
+        return None;
+    }
+    if m <= FEW_ROWS {
+        return Some(dots((m, k, n), (a, k), Written(write, k), worth_sharing(m * k * n / 4)));
+    }
+    // Sums of packed products are cut into stretches that depend on `k` alone wherever `n` is above 64.
+    let parts = n / (PART_BYTES / (size_of::<f32>() * k)).max(FEWEST_ROWS);
+    if parts < 2 {
+        return None;
+    }
+    let bounds: Vec<usize> = (0..=parts).map(|part| part * n / parts).collect();
+    let part = |buffer: &mut Vec<f32>, bounds: &[usize]| {
+        let range = bounds[0]..bounds[1];
+        buffer.resize(range.len() * k, 0.0);
+        write(range.clone(), buffer);
+        (range.start, product((m, k, range.len()), View::rows(a, k), View::rows(buffer, k).t()))
+    };
+    let products: Vec<(usize, Vec<f32>)> = if worth_sharing(m * k * n) {
+        bounds.par_windows(2).map_init(Vec::new, part).collect()
+    } else {
+        let mut buffer = Vec::new();
+        bounds.windows(2).map(|bounds| part(&mut buffer, bounds)).collect()
+    };
+    let mut out = vec![0.0; m * n];
+    for (from, product) in products {
+        let count = product.len() / m;
+        for (row, product) in product.chunks_exact(count).enumerate() {
+            out[row * n + from..][..count].copy_from_slice(product);
+        }
+    }
+    Some(out)
 }
 
 /// `out ← keep·out + scale·(a·b)` for `a: [m, k]`, `b: [k, n]`; `out`'s rows lie `out_row` apart.
@@ -193,9 +243,31 @@ mod tests {
             assert_eq!(alone, few[..n], "a row's sums depend on its neighbours");
             let inside = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run);
             assert_eq!(inside, few);
+            let rows: Vec<f32> = (0..m).flat_map(|i| a[i * (k + gap)..][..k].to_vec()).collect();
+            let written = product_by_parts(shape, &rows, |range, out| {
+                for (j, out) in range.zip(out.chunks_exact_mut(k)) {
+                    out.copy_from_slice(&b[j * (k + gap)..][..k]);
+                }
+            });
+            assert_eq!(written.as_ref(), Some(&few), "{m}x{k}x{n}");
             let turned = product((n, k, m), View::rows(&b, k + gap), View::rows(&a, k + gap).t());
             assert!((0..m * n).all(|i| few[i] == turned[i % n * m + i / n]), "{m}x{k}x{n} the other way round");
         }
+    }
+
+    #[test]
+    fn parts_of_a_matrix_give_the_sums_of_the_whole() {
+        for (m, k, n) in [(33, 1500, 400), (200, 700, 801), (64, 2100, 193)] {
+            let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let b: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.11).cos()).collect();
+            let whole = product((m, k, n), View::rows(&a, k), View::rows(&b, k).t());
+            let write = |range: Range<usize>, out: &mut [f32]| out.copy_from_slice(&b[range.start * k..range.end * k]);
+            let by_parts = || product_by_parts((m, k, n), &a, write);
+            assert!(by_parts() == Some(whole.clone()), "{m}x{k}x{n}");
+            let inside = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(by_parts);
+            assert!(inside == Some(whole), "{m}x{k}x{n} on a worker");
+        }
+        assert!(product_by_parts((40, 8, 100), &[0.0; 320], |_, _| {}).is_none(), "nothing to part");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
 use super::blueprint::Activation;
 use super::kernel::{contiguous, flat, tensor_like, with_values};
-use super::linear::{Linear, LowRank, Numbers};
+use super::linear::{Linear, LowRank, Numbers, mapped};
 use super::mlp::{Gate, GeluTanh, Silu, active, active_back};
 use super::weight::Weight;
 use crate::{Error, Result};
@@ -75,15 +75,17 @@ struct Part {
 }
 
 impl Part {
-    /// Calls `work` with the map's numbers. A weight that is stored is in memory no longer than that.
-    fn with<T>(&self, factors: &[f32], work: impl FnOnce(&Numbers<'_>) -> T) -> candle_core::Result<T> {
+    /// The map's own `A` and `B`.
+    fn own<'a>(&self, factors: &'a [f32]) -> candle_core::Result<Option<[&'a [f32]; 2]>> {
         let (d_out, d_in) = self.weight.dims2()?;
-        let weight = flat(&self.weight.values()?)?;
-        let factors = (self.rank > 0).then(|| {
+        Ok((self.rank > 0).then(|| {
             let (a, rest) = factors[self.at..].split_at(self.rank * d_in);
             [a, &rest[..self.rank * d_out]]
-        });
-        Ok(work(&Numbers { weight: &weight.values()?, factors, scale: self.scale, d_in }))
+        }))
+    }
+
+    fn apply(&self, factors: &[f32], x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        mapped(&self.weight, self.own(factors)?, self.scale, x)
     }
 
     /// The gradient of `x` on top of `onto`, if it is `wanted`; those of the factors go into `into` at their place.
@@ -96,7 +98,11 @@ impl Part {
         into: Option<&mut [f32]>,
     ) -> candle_core::Result<Option<Vec<f32>>> {
         let trained = into.is_some();
-        let [dx, da, db] = self.with(factors, |map| map.back(x, dy, [wanted, trained, trained], onto))?;
+        let (_, d_in) = self.weight.dims2()?;
+        // A weight that is stored is in memory no longer than this.
+        let weight = flat(&self.weight.values()?)?;
+        let map = Numbers { weight: &weight.values()?, factors: self.own(factors)?, scale: self.scale, d_in };
+        let [dx, da, db] = map.back(x, dy, [wanted, trained, trained], onto);
         if let (Some(into), Some(da), Some(db)) = (into, da, db) {
             let (a, rest) = into[self.at..].split_at_mut(da.len());
             a.copy_from_slice(&da);
@@ -135,9 +141,8 @@ impl<G: Gate> CustomOp2 for FeedForward<G> {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (x, factors) = (contiguous(x, layout)?, contiguous(factors, factors_layout)?);
         let [gate, up, down] = &self.parts;
-        let gates = gate.with(factors, |map| map.apply(x))?;
-        let ups = up.with(factors, |map| map.apply(x))?;
-        let out = down.with(factors, |map| map.apply(&active::<G>(&gates, &ups)))?;
+        let (gates, ups) = (gate.apply(factors, x)?, up.apply(factors, x)?);
+        let out = down.apply(factors, &active::<G>(&gates, &ups))?;
         if self.keep {
             let _ = self.saved.set([gates, ups]);
         }

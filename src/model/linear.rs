@@ -253,22 +253,33 @@ pub(super) struct Numbers<'a> {
     pub d_in: usize,
 }
 
+/// `y` `[rows, d_out]` of `x` `[rows, d_in]` through a frozen weight and the factors of its adapter.
+pub(super) fn mapped(
+    weight: &Weight,
+    factors: Option<[&[f32]; 2]>,
+    scale: f32,
+    x: &[f32],
+) -> candle_core::Result<Vec<f32>> {
+    let (d_out, d_in) = weight.dims2()?;
+    let rows = x.len() / d_in;
+    let mut out = match weight.product_by_parts(x).map_err(candle_core::Error::wrap)? {
+        Some(out) => out,
+        None => {
+            let weight = flat(&weight.values()?)?;
+            product((rows, d_in, d_out), View::rows(x, d_in), View::rows(&weight.values()?, d_in).t())
+        }
+    };
+    if let Some([a, b]) = factors {
+        let rank = a.len() / d_in;
+        let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
+        gemm((rows, rank, d_out), View::rows(&low, rank), View::rows(b, rank).t(), &mut out, d_out, 1.0, scale);
+    }
+    Ok(out)
+}
+
 impl Numbers<'_> {
     fn d_out(&self) -> usize {
         self.weight.len() / self.d_in
-    }
-
-    /// `y` `[rows, d_out]` of `x` `[rows, d_in]`.
-    pub fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let (d_in, d_out, rows) = (self.d_in, self.d_out(), x.len() / self.d_in);
-        let mut out = product((rows, d_in, d_out), View::rows(x, d_in), View::rows(self.weight, d_in).t());
-        if let Some([a, b]) = self.factors {
-            let rank = a.len() / d_in;
-            let low = product((rows, d_in, rank), View::rows(x, d_in), View::rows(a, d_in).t());
-            let up = View::rows(b, rank).t();
-            gemm((rows, rank, d_out), View::rows(&low, rank), up, &mut out, d_out, 1.0, self.scale);
-        }
-        out
     }
 
     /// Those gradients of `x`, `A` and `B` that are wanted, from `dy` `[rows, d_out]`; that of `x` on top of `onto`.
@@ -314,10 +325,8 @@ impl CustomOp1 for Frozen {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (d_out, d_in) = self.weight.dims2()?;
-        let x = contiguous(x, layout)?;
-        let weight = flat(&self.weight.values()?)?;
-        let out = Numbers { weight: &weight.values()?, factors: None, scale: 0.0, d_in }.apply(x);
+        let (d_out, _) = self.weight.dims2()?;
+        let out = mapped(&self.weight, None, 0.0, contiguous(x, layout)?)?;
         Ok((CpuStorage::F32(out), widened(layout.dims(), d_out)))
     }
 
@@ -393,10 +402,9 @@ impl CustomOp3 for Adapted {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (d_out, d_in) = self.weight.dims2()?;
+        let (d_out, _) = self.weight.dims2()?;
         let (x, a, b) = (contiguous(x, x_layout)?, contiguous(a, a_layout)?, contiguous(b, b_layout)?);
-        let weight = flat(&self.weight.values()?)?;
-        let out = Numbers { weight: &weight.values()?, factors: Some([a, b]), scale: self.scale, d_in }.apply(x);
+        let out = mapped(&self.weight, Some([a, b]), self.scale, x)?;
         Ok((CpuStorage::F32(out), widened(x_layout.dims(), d_out)))
     }
 

@@ -2,17 +2,19 @@
 //!
 //! A stored weight costs no memory of its own: the files are mapped, so what was read lately stays in the system's page
 //! cache, and the rest is read again. Widening is one pass over the matrix per use, a few per cent of its product with a
-//! training batch. What hardening has added so far is kept beside it in low-rank form and summed in at every use, with
+//! training batch; on the way forward it happens part by part in the processor's cache. What hardening has added so far is kept beside it in low-rank form and summed in at every use, with
 //! the arithmetic of the merge into files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor};
 
 use super::blueprint::WeightLocation;
 use crate::adapter::{Adapter, merge};
+use crate::checkpoint::reader::Float;
 use crate::checkpoint::{Checkpoint, Dtype};
+use crate::math::gemm::product_by_parts;
 use crate::{Error, Result};
 
 /// A matrix `[d_out, d_in]`.
@@ -32,6 +34,8 @@ pub struct Stored {
     width: usize,
     device: Device,
     changes: Vec<Arc<Adapter>>,
+    /// Set once all of its values are known to be finite.
+    finite: Arc<OnceLock<()>>,
 }
 
 impl fmt::Debug for Stored {
@@ -59,7 +63,7 @@ impl Weight {
     ) -> Result<Self> {
         checkpoint.require_shape(&location.tensor, &[location.of, width])?;
         let (checkpoint, device) = (checkpoint.clone(), device.clone());
-        let stored = Stored { checkpoint, location, width, device, changes: Vec::new() };
+        let stored = Stored { checkpoint, location, width, device, changes: vec![], finite: Arc::default() };
         if !stored.device.is_cpu() {
             // What is not finite is an error here: what is sent as it is stored is not looked at again.
             stored.widened()?;
@@ -110,6 +114,25 @@ impl Weight {
     /// As [`Weight::tensor`], inside an operation of candle's.
     pub(super) fn values(&self) -> candle_core::Result<Tensor> {
         self.tensor().map_err(candle_core::Error::wrap)
+    }
+
+    /// `x Wᵀ` on the CPU for rows `x` `[rows, d_in]`, with the bits of the product with all of the matrix, which then need not be written
+    /// out: a stored one is widened part by part on the way. Absent where that serves nothing.
+    pub(super) fn product_by_parts(&self, x: &[f32]) -> Result<Option<Vec<f32>>> {
+        let Self::Stored(stored) = self else { return Ok(None) };
+        let Stored { checkpoint, location: WeightLocation { tensor, rows, .. }, width, device, changes, finite } =
+            stored;
+        let Some(float) = Float::of(checkpoint.info(tensor)?.dtype).filter(|_| device.is_cpu() && changes.is_empty())
+        else {
+            return Ok(None);
+        };
+        if finite.get().is_none() {
+            stored.widened()?;
+        }
+        let (row, bytes) = (width * float.size(), checkpoint.bytes(tensor)?);
+        Ok(product_by_parts((x.len() / width, *width, rows.len()), x, |range, values| {
+            float.widen(&bytes[(rows.start + range.start) * row..(rows.start + range.end) * row], values);
+        }))
     }
 
     /// Some of the rows, as an embedding is read: `[rows, d_in]`.
@@ -163,11 +186,12 @@ impl Stored {
         let WeightLocation { tensor, rows, .. } = &self.location;
         let mut values = vec![0.0; rows.len() * self.width];
         self.checkpoint.read_rows_f32_into(tensor, rows.clone(), &mut values)?;
+        let _ = self.finite.set(());
         Ok(values)
     }
 
     fn read(&self) -> Result<Tensor> {
-        let Self { checkpoint, location: WeightLocation { tensor, rows, .. }, width, device, changes } = self;
+        let Self { checkpoint, location: WeightLocation { tensor, rows, .. }, width, device, changes, .. } = self;
         let shape = (rows.len(), *width);
         let narrow = !device.is_cpu() && checkpoint.info(tensor)?.dtype == Dtype::BF16;
         if narrow && changes.is_empty() {
