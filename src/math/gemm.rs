@@ -86,7 +86,7 @@ pub fn product(shape: (usize, usize, usize), a: View<'_>, b: View<'_>) -> Vec<f3
 }
 
 /// `a·bᵀ` for rows `a: [m, k]` and `b: [n, k]`, of which `write` gives the rows of a range when they are wanted: with the bits of
-/// [`product`], and a few parts of `b` in memory at a time, which caches can hold. Absent where there is nothing to part.
+/// [`product`], and one part of `b` a thread in memory at a time. Absent where there is nothing to part.
 #[must_use]
 pub fn product_by_parts(
     (m, k, n): (usize, usize, usize),
@@ -100,25 +100,31 @@ pub fn product_by_parts(
     if m <= FEW_ROWS {
         return Some(dots((m, k, n), (a, k), Written(write, k), worth_sharing(m * k * n / 4)));
     }
-    // Sums of packed products are cut into stretches that depend on `k` alone wherever `n` is above 64.
+    // Sums of packed products are cut into stretches that depend on `k` and the CPU alone wherever `n` is above 64.
     let parts = n / (PART_BYTES / (size_of::<f32>() * k)).max(FEWEST_ROWS);
     if parts < 2 {
         return None;
     }
     let bounds: Vec<usize> = (0..=parts).map(|part| part * n / parts).collect();
-    let part = |buffer: &mut Vec<f32>, bounds: &[usize]| {
-        let range = bounds[0]..bounds[1];
-        buffer.resize(range.len() * k, 0.0);
-        write(range.clone(), buffer);
-        (range.start, product((m, k, range.len()), View::rows(a, k), View::rows(buffer, k).t()))
-    };
-    let products: Vec<(usize, Vec<f32>)> = if worth_sharing(m * k * n) {
-        bounds.par_windows(2).map_init(Vec::new, part).collect()
-    } else {
-        let mut buffer = Vec::new();
-        bounds.windows(2).map(|bounds| part(&mut buffer, bounds)).collect()
+    let written = |buffer: &mut Vec<f32>, bounds: &[usize]| {
+        buffer.resize((bounds[1] - bounds[0]) * k, 0.0);
+        write(bounds[0]..bounds[1], buffer);
     };
     let mut out = vec![0.0; m * n];
+    if !worth_sharing(m * k * n) {
+        let mut buffer = Vec::new();
+        for bounds in bounds.windows(2) {
+            written(&mut buffer, bounds);
+            let shape = (m, k, bounds[1] - bounds[0]);
+            gemm(shape, View::rows(a, k), View::rows(&buffer, k).t(), &mut out[bounds[0]..], n, 0.0, 1.0);
+        }
+        return Some(out);
+    }
+    let part = |buffer: &mut Vec<f32>, bounds: &[usize]| {
+        written(buffer, bounds);
+        (bounds[0], product((m, k, bounds[1] - bounds[0]), View::rows(a, k), View::rows(buffer, k).t()))
+    };
+    let products: Vec<(usize, Vec<f32>)> = bounds.par_windows(2).map_init(Vec::new, part).collect();
     for (from, product) in products {
         let count = product.len() / m;
         for (row, product) in product.chunks_exact(count).enumerate() {
@@ -257,7 +263,7 @@ mod tests {
 
     #[test]
     fn parts_of_a_matrix_give_the_sums_of_the_whole() {
-        for (m, k, n) in [(33, 1500, 400), (200, 700, 801), (64, 2100, 193)] {
+        for (m, k, n) in [(33, 1500, 400), (200, 700, 801), (64, 2800, 193)] {
             let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
             let b: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.11).cos()).collect();
             let whole = product((m, k, n), View::rows(&a, k), View::rows(&b, k).t());

@@ -1,9 +1,10 @@
 //! A map's weight: held in memory, or left in the checkpoint's files and widened whenever it is used.
 //!
 //! A stored weight costs no memory of its own: the files are mapped, so what was read lately stays in the system's page
-//! cache, and the rest is read again. Widening is one pass over the matrix per use, a few per cent of its product with a
-//! training batch; on the way forward it happens part by part in the processor's cache. What hardening has added so far is kept beside it in low-rank form and summed in at every use, with
-//! the arithmetic of the merge into files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
+//! cache, and the rest is read again. On the CPU's way forward it is widened part by part inside the product; backwards, and
+//! where something has been added, in one pass over the matrix per use, a few per cent of its product with a training batch. What
+//! hardening has added so far is kept beside it in low-rank form and summed in at every use, with the arithmetic of the
+//! merge into files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -205,5 +206,58 @@ impl Stored {
         let values = Tensor::from_vec(values, shape, &Device::Cpu)?;
         let values = if narrow { values.to_dtype(DType::BF16)? } else { values };
         Ok(if device.is_cpu() { values } else { values.to_device(device)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::model::linear::Linear;
+    use crate::model::optimiser::host_values;
+
+    fn noise(shape: (usize, usize), step: f32) -> Tensor {
+        let values = (0..shape.0 * shape.1).map(|i| (i as f32 * step).sin()).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// A checkpoint of one matrix `[300, 3000]` in bf16, and its rows from 50 to 250, stored and held.
+    fn stored_and_held(matrix: &Tensor) -> (tempfile::TempDir, Weight, Weight) {
+        let (folder, name) = (tempfile::tempdir().unwrap(), "model.layers.0.fused.weight");
+        let config = include_str!("../../fixtures/tiny-chat/config.json");
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        let tensors = HashMap::from([(name, matrix.to_dtype(DType::BF16).unwrap())]);
+        safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(folder.path()).unwrap());
+        let location = WeightLocation { tensor: name.to_owned(), rows: 50..250, of: 300 };
+        let stored = Weight::stored(&checkpoint, location, 3000, &Device::Cpu).unwrap();
+        let held = matrix.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        (folder, stored, held.narrow(0, 50, 200).unwrap().contiguous().unwrap().into())
+    }
+
+    #[test]
+    fn a_stored_matrix_maps_few_rows_and_many_as_a_held_one() {
+        let (_folder, stored, held) = stored_and_held(&noise((300, 3000), 0.013));
+        for rows in [1, 32, 33, 150] {
+            let x = noise((rows, 3000), 0.37);
+            let [a, b] = [&stored, &held]
+                .map(|weight| host_values(&Linear::new(weight.clone(), None).forward(&x).unwrap()).unwrap());
+            assert!(a == b, "{rows} rows");
+            let parted = stored.product_by_parts(&host_values(&x).unwrap()).unwrap();
+            assert!(parted == Some(a), "{rows} rows are not mapped part by part");
+        }
+        assert!(held.product_by_parts(&[0.0; 3000]).unwrap().is_none(), "nothing has to be widened");
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_an_error_however_many_rows_meet_it() {
+        let mut values = host_values(&noise((300, 3000), 0.013)).unwrap();
+        values[200 * 3000 + 7] = f32::NAN;
+        let (_folder, stored, _) = stored_and_held(&Tensor::from_vec(values, (300, 3000), &Device::Cpu).unwrap());
+        for rows in [1, 40] {
+            let error = Linear::new(stored.clone(), None).forward(&noise((rows, 3000), 0.1)).unwrap_err().to_string();
+            assert!(error.contains("fused.weight") && error.contains("NaN"), "{error}");
+        }
     }
 }

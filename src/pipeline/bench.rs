@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::corpus::Corpus;
-use super::device::{self, Demand, Machine, fitted_together};
+use super::device::{self, Demand, Machine};
 use super::examiner::{Counts, Examiner, Questions};
 use super::model::{Model, digests, identity, locate};
 use crate::attack::AttackData;
@@ -73,8 +73,6 @@ pub struct Bench {
     pub looks: Option<Looks>,
     /// Root of the random streams.
     pub seed: u64,
-    /// Edits of one cell that are fitted together.
-    pub together: usize,
     /// What labels say of the first judge, where rates are corrected.
     pub calibration: Option<Calibration>,
     /// Utility tasks from files, in the recipe's order.
@@ -170,7 +168,6 @@ impl Bench {
             guard,
             looks: suite.early_stop.as_ref().map(|stop| Looks { count: stop.looks, bounds: bounds(stop, thresholds) }),
             seed,
-            together: fitted_together(model.decoder.blueprint(), device),
             scope: scope.to_string(),
         })
     }
@@ -255,11 +252,6 @@ impl<'a> Units<'a> {
         let bytes = serde_json::to_vec(&make()?).map_err(broken)?;
         self.store().put(key, &bytes)?;
         serde_json::from_slice(&bytes).map_err(broken)
-    }
-
-    /// Whether a unit is kept under `key`.
-    pub fn has(&self, key: &str) -> bool {
-        self.store().get(key).is_some()
     }
 
     fn store(&self) -> std::sync::MutexGuard<'_, &'a mut (dyn UnitStore + Send)> {

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::{Bench, Side, Subject, Units};
 use super::examiner::{Counts, Questions};
-use super::search::Setting;
 use super::weights::{Reweighting, spectrum};
 use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
@@ -98,7 +97,13 @@ impl Range<'_, '_> {
         let spec = settings_on(&cell.spec, side);
         let searched = spec.search.as_ref();
         let weights = reweighting(cell, side);
-        self.units.cached(&self.fit_key(cell, subject, side, start), || {
+        let what =
+            (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
+        let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
+        let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
+        let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
+        let key = self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control, changed));
+        self.units.cached(&key, || {
             let changed = weights.as_ref().map(|weights| self.reweighted(weights, subject)).transpose()?;
             let original = subject;
             let subject = Subject { decoder: changed.as_ref().unwrap_or(original.decoder), ..subject };
@@ -115,30 +120,13 @@ impl Range<'_, '_> {
                 (None, Method::Mapped, _) => self.transfer(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
-            fitted = self.sized(subject.decoder, fitted)?;
+            fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
             if let Some(changed) = &changed {
                 fitted.search = spectrum(original.decoder, changed)?;
                 fitted.weights = weights.clone();
             }
             Ok(fitted)
         })
-    }
-
-    /// Key of the unit that [`Range::fit`] makes.
-    pub(super) fn fit_key(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> String {
-        let spec = settings_on(&cell.spec, side);
-        let weights = reweighting(cell, side);
-        let start = start.filter(|_| spec.search.is_some());
-        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start);
-        let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
-        let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
-        let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
-        self.bench.key(&format!("fit/{}", place(cell, side)), &(what, control, changed))
-    }
-
-    /// `fitted` with the size of its edit.
-    pub(super) fn sized(&self, decoder: &Decoder, fitted: Fitted) -> Result<Fitted> {
-        Ok(Fitted { relative_norm: relative_norm(decoder, &fitted.edit, &self.bench.evaluation)?, ..fitted })
     }
 
     /// How `subject` answers the evaluation hazards under an edit, and under the change of weights below it.
@@ -225,8 +213,8 @@ impl Range<'_, '_> {
     }
 
     fn learn(&self, cell: &Cell, form: Form, subject: Subject<'_>, side: Side) -> Result<Fitted> {
-        let Setting { settings, stream, .. } = Setting::of(cell, form, side);
-        let mut stream = Stream::new(self.bench.seed, &stream);
+        let mut stream = Stream::new(self.bench.seed, &format!("attack/{}", place(cell, side)));
+        let settings = learned(cell, form, cell.spec.learning_rate);
         let found = fit(subject.decoder, &self.bench.attack, &settings, &mut stream)?;
         Ok(self::found(found.edit, found.gradient_evaluations as u64))
     }
@@ -447,17 +435,6 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
         AttackKind::Lora => "lora",
         AttackKind::Random => "random",
         AttackKind::Identity => "identity",
-    }
-}
-
-/// The fit of a cell's learned edit that needs nothing else: no search, no change of weights.
-pub(super) fn plain_fit(cell: &Cell, side: Side) -> Option<Setting<'static>> {
-    let plain = cell.control_of.is_none() && reweighting(cell, side).is_none();
-    match cell.spec.kind.method() {
-        Method::Learned(form) if plain && settings_on(&cell.spec, side).search.is_none() => {
-            Some(Setting::of(cell, form, side))
-        }
-        _ => None,
     }
 }
 

@@ -19,9 +19,12 @@ const ANSWER: usize = 32;
 /// Dialogues of one step of an attack's fit.
 const FITTED: usize = 10;
 
-/// Most edits of one cell that are fitted together: four times the rows keep all threads busy with a small model, more gained
-/// nothing.
-const TOGETHER: u64 = 4;
+/// Most edits of a search that are fitted together: four times the rows kept two threads busy with a small model, eight times gained
+/// little more.
+const TOGETHER: usize = 4;
+
+/// Most memory that they may take for their backward passes: of every worker on the host, and of an accelerator.
+const TOGETHER_BYTES: [usize; 2] = [512 << 20, 4 << 30];
 
 /// A device and the memory that may be taken.
 #[derive(Debug, Clone)]
@@ -161,7 +164,7 @@ impl Machine {
             // One matrix as it is read and one as it is multiplied.
             Residency::Stored => (2 * F32 * model.d_model * model.vocab.max(model.d_ff)) as u64,
         };
-        let fitted = demand.cells * FITTED * fitted_together(model, &self.device);
+        let fitted = demand.cells * FITTED * fitted_together(model, &self.device, FITTED);
         let joint = demand.dialogues.max(fitted) * bytes_of_dialogue(model, kept);
         // Input and two targets.
         let local = F32 * demand.cached * TOKENS * 3 * model.d_model;
@@ -169,13 +172,13 @@ impl Machine {
     }
 }
 
-/// Edits of one cell that are fitted together (see [`crate::attack::learned::fit_together`]): several where one of them has
-/// little to compute. Figures are rounded by it, so it depends on the model and the kind of device alone.
+/// Most edits that are fitted together (see [`crate::attack::learned::fit_together`]), each on `batch` dialogues a step: several
+/// where one of them has little to compute. Figures are rounded by it, so it does not depend on the memory that is free.
 #[must_use]
-pub fn fitted_together(model: &Blueprint, device: &Device) -> usize {
-    let most: u64 = if device.is_cpu() { 1 << 30 } else { 8 << 30 };
-    let one = (FITTED * bytes_of_dialogue(model, Activations::Kept)) as u64;
-    (most / one.max(1)).clamp(1, TOGETHER) as usize
+pub fn fitted_together(model: &Blueprint, device: &Device, batch: usize) -> usize {
+    let [host, accelerator] = TOGETHER_BYTES;
+    let one = batch * bytes_of_dialogue(model, Activations::Kept);
+    (if device.is_cpu() { host } else { accelerator } / one.max(1)).clamp(1, TOGETHER)
 }
 
 /// Bytes that a pass keeps of one dialogue for its backward pass.
@@ -343,7 +346,8 @@ mod tests {
     fn small_models_edits_are_fitted_together() {
         let small = Blueprint { vocab: 600, d_model: 128, n_layers: 6, d_ff: 384, ..Blueprint::default() };
         let large = Blueprint { vocab: 128_256, d_model: 4096, n_layers: 32, d_ff: 14_336, ..Blueprint::default() };
-        assert_eq!([&small, &large].map(|model| fitted_together(model, &Device::Cpu)), [4, 1]);
+        assert_eq!([&small, &large].map(|model| fitted_together(model, &Device::Cpu, 10)), [4, 1]);
+        assert_eq!(fitted_together(&small, &Device::Cpu, 80), 1);
     }
 
     #[test]

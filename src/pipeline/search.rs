@@ -1,61 +1,27 @@
-//! Learned edits of one cell: the settings of its search, and its repetitions, fitted together where the model is small.
+//! The attacker who searches: learned edits of several step sizes, starts, openings and seeds, of which the worst counts.
 
 use super::bench::{Side, Subject};
-use super::cell::{Candidate, Cell, Fitted, Range, found, learned, place, plain_fit, settings_of};
+use super::cell::{Candidate, Cell, Fitted, Range, found, learned, place, settings_of};
+use super::device::fitted_together;
+use crate::attack::Found;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Wanted, fit_together};
 use crate::attack::spec::Search;
-use crate::attack::{self, AttackData};
 use crate::intervention::Edit;
 use crate::math::seed::Stream;
-use crate::model::Decoder;
 use crate::{Error, Result};
 
-/// One fit of a learned edit.
-pub(super) struct Setting<'a> {
-    pub settings: Fit,
-    /// Only pairs of this opening; absent: all.
-    pub opening: Option<&'a str>,
-    /// Where the edit starts; absent: from fresh factors.
-    pub start: Option<&'a Edit>,
-    /// Name of its random stream.
-    pub stream: String,
-}
-
-impl Setting<'_> {
-    /// The cell's own, without a search.
-    pub fn of(cell: &Cell, form: Form, side: Side) -> Self {
-        let stream = format!("attack/{}", place(cell, side));
-        Self { settings: learned(cell, form, cell.spec.learning_rate), opening: None, start: None, stream }
-    }
-}
-
-/// The edits of `settings`, in their order.
-pub(super) fn fit_all(
-    decoder: &Decoder,
-    data: &AttackData,
-    seed: u64,
-    settings: &[&Setting<'_>],
-) -> Result<Vec<attack::Found>> {
-    let mut streams: Vec<Stream> = settings.iter().map(|setting| Stream::new(seed, &setting.stream)).collect();
-    let wanted = settings.iter().zip(&mut streams).map(|(setting, stream)| {
-        let Setting { settings, opening, start, .. } = setting;
-        Wanted { settings, opening: *opening, start: *start, stream }
-    });
-    fit_together(decoder, data, wanted.collect())
-}
-
-/// A setting that a search tries.
-struct Tried<'a> {
-    setting: Setting<'a>,
-    /// Of its unit.
-    key: String,
-    /// For the reader.
-    choice: String,
+/// Settings of a search that differ in their step size alone, and are fitted together.
+struct Group<'a> {
+    seed: usize,
+    opening: Option<&'a str>,
+    /// Where the edits start; absent: from fresh factors.
+    start: Option<&'a Edit>,
+    rates: &'a [f64],
 }
 
 impl Range<'_, '_> {
-    /// The worst case over the search's grid, chosen on the validation hazards; stops when all of them fall.
+    /// The worst case over the search's grid, chosen on the validation hazards; stops after the group in which all of them fall.
     pub(super) fn search(
         &self,
         cell: &Cell,
@@ -70,92 +36,75 @@ impl Range<'_, '_> {
             [] => vec![None],
             named => named.iter().map(|name| Some(name.as_str())).collect(),
         };
-        let mut grid: Vec<Tried<'_>> = vec![];
+        let device = subject.decoder.device();
+        let together = fitted_together(subject.decoder.blueprint(), device, cell.spec.batch);
+        let mut groups: Vec<Group<'_>> = vec![];
         for seed in 0..search.seeds {
-            for opening in &openings {
-                for start in &starts {
-                    let tried = |rate: &f64| self.tried(cell, form, subject, (seed, *opening, *start, *rate));
-                    grid.extend(search.learning_rates.iter().map(tried));
+            for &opening in &openings {
+                for &start in &starts {
+                    let rates = search.learning_rates.chunks(together);
+                    groups.extend(rates.map(|rates| Group { seed, opening, start, rates }));
                 }
             }
         }
-        let (mut best, mut tried, mut evaluations): (Option<(Candidate, &str)>, usize, u64) = (None, 0, 0);
-        'grid: for group in grid.chunks(self.bench.together) {
-            // All of a group or none, so that a search that goes on fits the same edits as one that was not stopped.
-            let mut edits: Vec<attack::Found> = vec![];
-            for (number, Tried { key, choice, .. }) in group.iter().enumerate() {
-                let candidate = self.units.cached(key, || {
-                    if edits.is_empty() {
-                        let settings: Vec<&Setting<'_>> = group.iter().map(|tried| &tried.setting).collect();
-                        edits = fit_all(subject.decoder, &self.bench.attack, self.bench.seed, &settings)?;
-                    }
-                    let attack::Found { edit, gradient_evaluations } = edits[number].clone();
-                    self.candidate(cell, subject, edit, gradient_evaluations as u64)
-                })?;
-                tried += 1;
-                evaluations += candidate.gradient_evaluations;
-                let done = candidate.counts.n > 0 && candidate.counts.successes == candidate.counts.n;
-                if best.as_ref().is_none_or(|(best, _)| candidate.counts.successes > best.counts.successes) {
-                    best = Some((candidate, choice));
-                }
-                if done {
-                    break 'grid;
-                }
+        let mut tried: Vec<(Candidate, String)> = vec![];
+        for group in &groups {
+            tried.extend(self.candidates(cell, form, subject, group)?);
+            if tried.iter().any(|(one, _)| one.counts.n > 0 && one.counts.successes == one.counts.n) {
+                break;
             }
         }
+        let (count, evaluations) = (tried.len(), tried.iter().map(|(one, _)| one.gradient_evaluations).sum());
+        // The first of the best.
+        let best = tried.into_iter().rev().max_by_key(|(one, _)| one.counts.successes);
         let (best, choice) =
             best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
         let search = format!(
-            "{} step sizes x {} starts x {} openings x {} seeds, {tried} of {} tried, chosen on {} validation prompts",
+            "{} step sizes x {} starts x {} openings x {} seeds, {count} of {} tried, chosen on {} validation prompts",
             search.learning_rates.len(),
             starts.len(),
             openings.len(),
             search.seeds,
-            grid.len(),
+            groups.iter().map(|group| group.rates.len()).sum::<usize>(),
             best.counts.n
         );
-        Ok(Fitted { choice: choice.into(), search, ..found(best.edit, evaluations) })
+        Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
     }
 
-    fn tried<'a>(
+    /// Every setting of a group with how it did, in the group's order, and in words.
+    fn candidates(
         &self,
         cell: &Cell,
         form: Form,
         subject: Subject<'_>,
-        (seed, opening, start, rate): (usize, Option<&'a str>, Option<&'a Edit>, f64),
-    ) -> Tried<'a> {
+        group: &Group<'_>,
+    ) -> Result<Vec<(Candidate, String)>> {
+        let Group { seed, opening, start, rates } = *group;
         let from = if start.is_some() { "base edit" } else { "random" };
         let opened = opening.unwrap_or("any");
-        let name = format!("{}/{rate:e}/{from}/{opened}/{seed}", place(cell, Side::Hardened));
-        let settings = learned(cell, form, rate);
-        let what = (subject.identity, settings_of(&settings), cell.spec.pairs, opening, start, seed);
-        Tried {
-            key: self.bench.key(&format!("search/{name}"), &what),
-            choice: format!("step size {rate}, {from} start, opening {opened}"),
-            setting: Setting { settings, opening, start, stream: format!("attack/{name}") },
+        let name = |rate: f64| format!("{}/{rate:e}/{from}/{opened}/{seed}", place(cell, Side::Hardened));
+        let settings: Vec<Fit> = rates.iter().map(|rate| learned(cell, form, *rate)).collect();
+        let fit_all = || -> Result<Vec<Found>> {
+            let stream = |rate: &f64| Stream::new(self.bench.seed, &format!("attack/{}", name(*rate)));
+            let mut streams: Vec<Stream> = rates.iter().map(stream).collect();
+            let wanted = settings.iter().zip(&mut streams);
+            let wanted = wanted.map(|(settings, stream)| Wanted { settings, opening, start, stream });
+            fit_together(subject.decoder, &self.bench.attack, wanted.collect())
+        };
+        // All of a group or none: a search that goes on fits what one that was not stopped does.
+        let mut edits: Vec<Found> = vec![];
+        let mut candidates = vec![];
+        for (number, (&rate, settings)) in rates.iter().zip(&settings).enumerate() {
+            let what = (subject.identity, settings_of(settings), cell.spec.pairs, opening, start, seed, rates);
+            let candidate = self.units.cached(&self.bench.key(&format!("search/{}", name(rate)), &what), || {
+                if edits.is_empty() {
+                    edits = fit_all()?;
+                }
+                let Found { edit, gradient_evaluations } = edits[number].clone();
+                self.candidate(cell, subject, edit, gradient_evaluations as u64)
+            })?;
+            candidates.push((candidate, format!("step size {rate}, {from} start, opening {opened}")));
         }
-    }
-
-    /// Fits the repetitions of one row at one place, which are always measured together, where they are learned edits without
-    /// a search; [`Range::fit`] finds them then.
-    ///
-    /// # Errors
-    /// As [`Range::fit`].
-    pub fn fit_repetitions(&self, cells: &[&Cell], subject: Subject<'_>, side: Side) -> Result<()> {
-        for cells in cells.chunks(self.bench.together) {
-            let settings: Option<Vec<Setting<'_>>> = cells.iter().map(|cell| plain_fit(cell, side)).collect();
-            let Some(settings) = settings.filter(|_| cells.len() > 1) else { continue };
-            let keys: Vec<String> = cells.iter().map(|cell| self.fit_key(cell, subject, side, None)).collect();
-            if keys.iter().all(|key| self.units.has(key)) {
-                continue;
-            }
-            let settings: Vec<&Setting<'_>> = settings.iter().collect();
-            let edits = fit_all(subject.decoder, &self.bench.attack, self.bench.seed, &settings)?;
-            for (key, attack::Found { edit, gradient_evaluations }) in keys.iter().zip(edits) {
-                let sized = || self.sized(subject.decoder, found(edit, gradient_evaluations as u64));
-                self.units.cached(key, sized)?;
-            }
-        }
-        Ok(())
+        Ok(candidates)
     }
 }

@@ -210,19 +210,6 @@ impl Grid {
         self.len() == 0
     }
 
-    /// Numbers of the attacks and of the controls, repetitions of one row at one place together.
-    fn places(&self) -> (Vec<Vec<usize>>, Vec<Vec<usize>>) {
-        let of = |cells: &[Cell], first: usize| {
-            let runs = cells.chunk_by(|a, b| (a.row, &a.name, &a.layers) == (b.row, &b.name, &b.layers));
-            let numbers = runs.scan(first, |next, run| {
-                *next += run.len();
-                Some((*next - run.len()..*next).collect())
-            });
-            numbers.collect()
-        };
-        (of(&self.attacks, 0), of(&self.controls, self.attacks.len()))
-    }
-
     fn cells(&self) -> impl Iterator<Item = &Cell> {
         self.attacks.iter().chain(&self.controls)
     }
@@ -260,23 +247,16 @@ pub fn measure_base(
 ) -> Result<BaseCells> {
     let range = Range { bench, units, base: Some(base) };
     let progress = Progress::start("attack base", grid.len(), observer);
-    let cells: Vec<&Cell> = grid.cells().collect();
-    let fit = |numbers: &[usize]| {
-        let repetitions: Vec<&Cell> = numbers.iter().map(|number| cells[*number]).collect();
-        range.fit_repetitions(&repetitions, base, Side::Base)
-    };
-    let one = |number: usize| {
-        let cell = cells[number];
+    let one = |cell: &Cell| {
         let fitted = range.fit(cell, base, Side::Base, None)?;
         let counts = range.score(cell, base, &fitted)?;
         progress.finish(cell, &format!("asr {}", percent(counts.success())));
         Ok((fitted, counts))
     };
     // Controls take the size of an attack's edit, so attacks are fitted first.
-    let (attacks, controls) = grid.places();
-    let mut measured = each(base, &attacks, fit, one)?;
-    measured.extend(each(base, &controls, fit, one)?);
-    Ok(measured)
+    let mut cells = each(base, &grid.attacks, one)?;
+    cells.extend(each(base, &grid.controls, one)?);
+    Ok(cells)
 }
 
 /// One cell measured on the hardened model, or on a model without a base.
@@ -310,18 +290,8 @@ pub fn measure_hardened(
         None => vec![None; grid.len()],
     };
     let cells: Vec<&Cell> = grid.cells().collect();
-    let adapts = |number: &usize| {
-        let cell = cells[*number];
-        // Neither a control nor an artefact depends on the model, so it is the same on both.
-        let fixed = is_control(cell) || cell.spec.kind.method() == Method::Given;
-        if fixed { of_base[*number].is_none() } else { cell.spec.knowledge.contains(&Knowledge::Adaptive) }
-    };
-    let fit = |numbers: &[usize]| {
-        let repetitions: Vec<&Cell> = numbers.iter().filter(|number| adapts(number)).map(|n| cells[*n]).collect();
-        range.fit_repetitions(&repetitions, hardened, Side::Hardened)
-    };
-    let one = |number: usize| {
-        let (cell, base) = (cells[number], of_base[number]);
+    let one = |number: &usize| {
+        let (cell, base) = (cells[*number], of_base[*number]);
         let mut rows = vec![];
         let control = is_control(cell);
         let stripped = |cell: &Cell| cell.spec.kind == AttackKind::DeltaStrip;
@@ -329,6 +299,7 @@ pub fn measure_hardened(
             progress.finish(cell, "left out, the un-hardened base is not given");
             return Ok(rows);
         }
+        // Neither a control nor an artefact depends on the model, so it is the same on both.
         let fixed = control || cell.spec.kind.method() == Method::Given;
         let mut found = vec![];
         if let Some((fitted, counts)) = base.filter(|_| fixed || cell.spec.knowledge.contains(&Knowledge::Frozen)) {
@@ -336,8 +307,8 @@ pub fn measure_hardened(
             found.push(format!("frozen asr {}", percent(hardened.success())));
             rows.push(Measured { cell, adaptive: false, fitted: fitted.clone(), base: Some(*counts), hardened });
         }
-        let adaptive = !fixed;
-        if adapts(&number) {
+        let adaptive = !fixed && cell.spec.knowledge.contains(&Knowledge::Adaptive);
+        if adaptive || (fixed && base.is_none()) {
             let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
             let counts = range.score(cell, hardened, &fitted)?;
             found.push(format!("re-fitted asr {}", percent(counts.success())));
@@ -346,33 +317,22 @@ pub fn measure_hardened(
         progress.finish(cell, &found.join(", "));
         Ok(rows)
     };
-    let (attacks, controls) = grid.places();
-    Ok((rows(each(hardened, &attacks, fit, one)?, bench), rows(each(hardened, &controls, fit, one)?, bench)))
+    let numbers: Vec<usize> = (0..cells.len()).collect();
+    let (attacks, controls) = numbers.split_at(grid.attacks.len());
+    Ok((rows(each(hardened, attacks, one)?, bench), rows(each(hardened, controls, one)?, bench)))
 }
 
-/// Runs cells, given by places: places side by side on the host, one after the other on an accelerator, and before a
-/// place's cells what they have in common. Results are in the cells' order.
-fn each<R: Send>(
+/// Runs cells side by side on the host, one after the other on an accelerator; results in the cells' order.
+fn each<T: Sync, R: Send>(
     subject: Subject<'_>,
-    places: &[Vec<usize>],
-    before: impl Fn(&[usize]) -> Result<()> + Sync + Send,
-    one: impl Fn(usize) -> Result<R> + Sync + Send,
+    cells: &[T],
+    one: impl Fn(&T) -> Result<R> + Sync + Send,
 ) -> Result<Vec<R>> {
-    let beside = subject.decoder.device().is_cpu();
-    let place = |numbers: &Vec<usize>| -> Result<Vec<R>> {
-        before(numbers)?;
-        if beside {
-            numbers.par_iter().map(|number| one(*number)).collect()
-        } else {
-            numbers.iter().map(|number| one(*number)).collect()
-        }
-    };
-    let measured: Vec<Vec<R>> = if beside {
-        places.par_iter().map(place).collect::<Result<_>>()?
+    if subject.decoder.device().is_cpu() {
+        cells.par_iter().map(one).collect()
     } else {
-        places.iter().map(place).collect::<Result<_>>()?
-    };
-    Ok(measured.into_iter().flatten().collect())
+        cells.iter().map(one).collect()
+    }
 }
 
 /// Whether a cell is a random edit or none.
