@@ -47,7 +47,8 @@ impl Ridge {
         add_product(&mut self.cross, (d_out, rows, d_in), e, x);
     }
 
-    /// The best change of at most `rank` (0: any rank), with `mu` times the mean of the Gram matrix's diagonal added to it.
+    /// The best change of at most `rank` (0: any rank), with `mu` times the mean of the Gram matrix's diagonal added to it; with
+    /// more where that is below what its sums are rounded by, as of fewer rows than they are wide.
     ///
     /// `None` when the sums are not finite or the matrix is singular in spite of the ridge.
     #[must_use]
@@ -58,8 +59,13 @@ impl Ridge {
             return None;
         }
         let ridge = mu.max(1e-12) * mean;
-        let gram = Mat::from_fn(d_in, d_in, |i, j| self.gram[i * d_in + j] + if i == j { ridge } else { 0.0 });
-        let factor = gram.llt(Side::Lower).ok()?;
+        // One direction may hold nearly all of the trace, and is rounded in f32.
+        let rounding = f64::from(f32::EPSILON) * mean * d_in as f64;
+        let factored = |ridge: f64| {
+            let gram = Mat::from_fn(d_in, d_in, |i, j| self.gram[i * d_in + j] + if i == j { ridge } else { 0.0 });
+            gram.llt(Side::Lower).ok()
+        };
+        let factor = [ridge, ridge + rounding, ridge + 8.0 * rounding].into_iter().find_map(factored)?;
         // Rows of C are columns here: L⁻¹Cᵀ = (C·L⁻ᵀ)ᵀ.
         let mut scaled = Mat::from_fn(d_in, d_out, |i, j| self.cross[j * d_in + i]);
         solve_lower_triangular_in_place(factor.L(), scaled.as_mut(), Par::Seq);
@@ -123,6 +129,21 @@ mod tests {
                 (0..d_out).map(miss).sum::<f64>()
             })
             .sum()
+    }
+
+    #[test]
+    fn fewer_rows_than_they_are_wide_with_one_large_direction_are_solved() {
+        let (rows, d_in, d_out) = (24, 600, 3);
+        let mut stream = Stream::new(11, "wide");
+        let (mut x, e) = (stream.gaussian(rows * d_in, 1.0), stream.gaussian(rows * d_out, 1.0));
+        // Activations that are large in all rows alike, as the first tokens of language models have them.
+        let large = stream.gaussian(d_in, 300.0);
+        x.iter_mut().enumerate().for_each(|(i, x)| *x += large[i % d_in]);
+        let mut ridge = Ridge::new(d_out, d_in);
+        ridge.add(&x, &e);
+        let change = delta(&ridge.solve(0, 1e-9).unwrap(), d_out, d_in);
+        let zero = vec![0.0; change.len()];
+        assert!(loss(&change, &x, &e, d_in, d_out) < loss(&zero, &x, &e, d_in, d_out), "better than no change");
     }
 
     #[test]
