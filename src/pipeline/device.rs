@@ -77,6 +77,8 @@ pub struct Demand {
     pub dialogues: usize,
     /// Dialogues of which a block-local stage keeps every block's input and targets while it trains that block.
     pub cached: usize,
+    /// Whether a block-local stage solves for its maps in closed form, on the host.
+    pub solved: bool,
     /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
     pub trained: u64,
 }
@@ -86,7 +88,7 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let cells = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, cells, dialogues: 0, cached: 0, trained: 0 }
+        Self { copies: 2, cells, dialogues: 0, cached: 0, solved: false, trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -109,6 +111,7 @@ impl Demand {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => 0,
         });
         let cached = cached.max().unwrap_or(0);
+        let solved = recipe.stages.iter().any(|stage| matches!(stage, Stage::EtClosed(..) | Stage::EtPropagated(..)));
         let dialogues = trained.max().unwrap_or(0);
         let whole = recipe.stages.iter().any(|stage| match stage {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => true,
@@ -121,6 +124,7 @@ impl Demand {
             copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
             dialogues,
             cached,
+            solved,
             trained,
             ..measuring
         }
@@ -167,7 +171,11 @@ impl Machine {
         let fitted = demand.cells * FITTED * fitted_together(model, &self.device, FITTED);
         let joint = demand.dialogues.max(fitted) * bytes_of_dialogue(model, kept);
         // Input and two targets.
-        let local = F32 * demand.cached * TOKENS * 3 * model.d_model;
+        let cached = F32 * demand.cached * TOKENS * 3 * model.d_model;
+        // In f64: the widest map's Gram matrix, a copy and its factor; the other side of the problem and its decomposition.
+        let (width, rest) = (model.d_model.max(model.d_ff), model.d_model.min(model.d_ff));
+        let solved = size_of::<f64>() * (3 * width + 4 * rest) * width;
+        let local = cached + if demand.solved && self.device.is_cpu() { solved } else { 0 };
         (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64, local as u64)
     }
 }
@@ -323,7 +331,7 @@ mod tests {
         };
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
         // What the recipes of the families ask for.
-        let demand = Demand { copies: 3, cells: 2, dialogues: 28, cached: 640, trained: 0 };
+        let demand = Demand { copies: 3, cells: 2, dialogues: 28, cached: 640, solved: false, trained: 0 };
         let on = |model: &Blueprint, memory: u64, demand| {
             let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
             assert!(placed.bytes <= memory, "{placed:?} in {memory}");
@@ -340,6 +348,9 @@ mod tests {
         assert!(trained.bytes > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {trained:?}");
         let one = Machine { memory: 8 << 30, ..machine }.place(&llama_8b, demand);
         assert_eq!(one.blocks, 1, "what one block keeps is most of this memory");
+        let solved = Demand { solved: true, ..demand };
+        assert_eq!(on(&llama_8b, 24 << 30, solved), (Stored, Recomputed));
+        assert_eq!(on(&llama_70b, 80 << 30, solved), (Stored, Recomputed));
     }
 
     #[test]
