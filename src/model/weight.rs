@@ -2,9 +2,9 @@
 //!
 //! A stored weight costs no memory of its own: the files are mapped, so what was read lately stays in the system's page
 //! cache, and the rest is read again. On the CPU's way forward it is widened part by part inside the product; backwards, and
-//! where something has been added, in one pass over the matrix per use, a few per cent of its product with a training batch. What
-//! hardening has added so far is kept beside it in low-rank form and summed in at every use, with the arithmetic of the
-//! merge into files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
+//! where something has been added, in one pass over the matrix per use (benches/README.md has what that costs). What hardening
+//! has added so far is kept beside it in low-rank form and summed in at every use, with the arithmetic of the merge into
+//! files. An accelerator is sent what is stored as bf16 in that type, as where it is held.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
