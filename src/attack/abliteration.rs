@@ -182,6 +182,7 @@ fn unit(values: Vec<f32>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attack::random_decoder;
     use crate::intervention::{Edit, Positions};
     use crate::model::{Blueprint, Hooks, TokenBatch};
     use candle_core::Device;
@@ -203,12 +204,7 @@ mod tests {
             mlp_bias: true,
             ..Blueprint::default()
         };
-        let mut stream = Stream::new(3, "abliteration");
-        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| {
-            let values = stream.gaussian(shape.iter().product(), 0.3);
-            Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-        })
-        .unwrap()
+        random_decoder(blueprint, 0.3, Stream::new(3, "abliteration"))
     }
 
     fn logits(decoder: &Decoder, edit: Option<&Edit>) -> Vec<f32> {

@@ -38,18 +38,6 @@ pub struct Fit {
     pub positions: Positions,
 }
 
-impl Fit {
-    /// The lowest block that is edited.
-    fn first_layer(&self) -> usize {
-        self.layers.iter().copied().min().unwrap_or(0)
-    }
-
-    /// Step size of step number `step`: falls in a line from the peak to nothing.
-    fn rate(&self, step: usize) -> f64 {
-        self.learning_rate * (1.0 - step as f64 / self.steps as f64)
-    }
-}
-
 /// The paper's number of steps for a number of pairs: attempts of 20 more pairs each, 10 epochs in the first, 15 later.
 pub fn paper_steps(pairs: usize, batch: usize) -> usize {
     let epochs = if pairs <= 20 { 10 } else { 15 };
@@ -167,16 +155,13 @@ fn step_together(
     Ok(())
 }
 
-/// An edit that is wanted: how it is trained, on what, and from where.
-pub struct Wanted<'a> {
-    /// Settings of the fit.
-    pub settings: &'a Fit,
+/// What a fit may begin with besides its settings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Given<'a> {
     /// Only pairs of this opening; absent: all.
     pub opening: Option<&'a str>,
     /// Where the edit starts; absent: from fresh factors.
     pub start: Option<&'a Edit>,
-    /// Fresh factors and the order of the pairs.
-    pub stream: &'a mut Stream,
 }
 
 /// Trains one edit from fresh factors on pairs of any opening.
@@ -184,124 +169,79 @@ pub struct Wanted<'a> {
 /// # Errors
 /// When there is no data, or no such block.
 pub fn fit(decoder: &Decoder, data: &AttackData, settings: &Fit, stream: &mut Stream) -> Result<Found> {
-    let mut found = fit_together(decoder, data, vec![Wanted { settings, opening: None, start: None, stream }])?;
+    let mut found = fit_together(decoder, data, settings, Given::default(), vec![(settings.learning_rate, stream)])?;
     found.pop().ok_or_else(|| Error::input("learned edit", "expected one, got none"))
 }
 
-/// Trains edits side by side: each step is one pass through the blocks with the rows of all of them, each edit on its own rows.
+/// Trains edits that differ in their peak step size and random stream alone: each step is one pass through the blocks with the rows
+/// of all of them, each edit on its own rows.
 ///
 /// Every edit takes the steps that it would take alone, from the same random numbers; sums are rounded in another order.
 ///
 /// # Errors
-/// As [`fit`]; when a start belongs to other blocks, or the edits do not share their first block and their positions.
-pub fn fit_together(decoder: &Decoder, data: &AttackData, wanted: Vec<Wanted<'_>>) -> Result<Vec<Found>> {
-    let Some(first) = wanted.first() else { return Ok(vec![]) };
-    let (layer, positions) = (first.settings.first_layer(), first.settings.positions);
-    if wanted.iter().any(|one| (one.settings.first_layer(), one.settings.positions) != (layer, positions)) {
-        let expected = format!("expected all of them at block {layer} and {positions:?} positions");
-        return Err(Error::input("edits that are fitted together", expected));
+/// As [`fit`], and when the start belongs to other blocks.
+pub fn fit_together(
+    decoder: &Decoder,
+    data: &AttackData,
+    settings: &Fit,
+    given: Given<'_>,
+    wanted: Vec<(f64, &mut Stream)>,
+) -> Result<Vec<Found>> {
+    let Given { opening, start } = given;
+    let of_opening = |p: &&Pair| opening.is_none_or(|name| p.opening.as_deref() == Some(name));
+    let chosen: Vec<&Pair> = data.pairs.iter().filter(of_opening).take(settings.pairs).collect();
+    if chosen.is_empty() {
+        let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
+        return Err(Error::input("attack data", format!("expected pairs with opening {opening:?}, got {openings:?}")));
     }
-    let mut chosen: Vec<usize> = vec![];
-    let mut fits = wanted
-        .into_iter()
-        .map(|wanted| Training::new(decoder, data, wanted, &mut chosen))
-        .collect::<Result<Vec<Training>>>()?;
     // Nothing below the first edited block changes while the edits are trained.
-    let pairs: Vec<&Pair> = chosen.iter().map(|pair| &data.pairs[*pair]).collect();
-    let prefix = Prefix::new(decoder, layer, &pairs, data.pad)?;
-    let steps = fits.iter().map(|fit| fit.settings.steps).max().unwrap_or(0);
-    for step in 0..steps {
-        let mut going: Vec<&mut Training> = fits.iter_mut().filter(|fit| step < fit.settings.steps).collect();
-        let drawn: Vec<Vec<usize>> = going.iter_mut().map(|fit| fit.draw()).collect();
-        let rates: Vec<f64> = going.iter().map(|fit| fit.settings.rate(step)).collect();
-        let mut learners: Vec<&mut Learner> = going.into_iter().map(|fit| &mut fit.learner).collect();
-        step_together(&mut learners, &prefix, &drawn, positions, &rates)?;
-    }
-    fits.into_iter().map(Training::found).collect()
-}
-
-/// A fit on its way.
-struct Training<'a> {
-    settings: &'a Fit,
-    learner: Learner,
-    stream: &'a mut Stream,
-    /// Its pairs, by their number in the shared prefix.
-    pairs: Vec<usize>,
-    /// Those that are still to come before all have been seen once more.
-    order: Vec<usize>,
-    gradient_evaluations: usize,
-}
-
-impl<'a> Training<'a> {
-    /// `chosen`: the pairs of all fits so far, to which this one's are added.
-    fn new(decoder: &Decoder, data: &AttackData, wanted: Wanted<'a>, chosen: &mut Vec<usize>) -> Result<Self> {
-        let Wanted { settings, opening, start, stream } = wanted;
-        let allowed = |pair: &Pair| opening.is_none_or(|name| pair.opening.as_deref() == Some(name));
-        let mine = data.pairs.iter().enumerate().filter(|(_, pair)| allowed(pair)).map(|(number, _)| number);
-        let pairs: Vec<usize> = mine.take(settings.pairs).map(|number| place_in(chosen, number)).collect();
-        if pairs.is_empty() {
-            let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
-            let expected = format!("expected pairs with opening {opening:?}, got {openings:?}");
-            return Err(Error::input("attack data", expected));
-        }
+    let first = settings.layers.iter().copied().min().unwrap_or(0);
+    let prefix = Prefix::new(decoder, first, &chosen, data.pad)?;
+    let batch = settings.batch.min(prefix.len());
+    let mut fits: Vec<(Learner, f64, Draws<'_>)> = vec![];
+    for (rate, stream) in wanted {
         let learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
-        Ok(Self { settings, learner, stream, pairs, order: vec![], gradient_evaluations: 0 })
+        fits.push((learner, rate, Draws { stream, order: vec![] }));
     }
-
-    /// The pairs of the next step.
-    fn draw(&mut self) -> Vec<usize> {
-        let count = self.settings.batch.min(self.pairs.len());
-        let mut rows = Vec::with_capacity(count);
-        while rows.len() < count {
-            if self.order.is_empty() {
-                self.order = self.stream.sample(self.pairs.len(), self.pairs.len());
-            }
-            rows.extend(self.order.pop().map(|number| self.pairs[number]));
-        }
-        self.gradient_evaluations += rows.len();
-        rows
+    for step in 0..settings.steps {
+        let left = 1.0 - step as f64 / settings.steps as f64;
+        let drawn: Vec<Vec<usize>> = fits.iter_mut().map(|(.., draws)| draws.next(batch, prefix.len())).collect();
+        let rates: Vec<f64> = fits.iter().map(|(_, rate, _)| rate * left).collect();
+        let mut learners: Vec<&mut Learner> = fits.iter_mut().map(|(learner, ..)| learner).collect();
+        step_together(&mut learners, &prefix, &drawn, settings.positions, &rates)?;
     }
-
-    fn found(self) -> Result<Found> {
-        Ok(Found { edit: self.learner.snapshot()?.edit()?, gradient_evaluations: self.gradient_evaluations })
-    }
+    let found = |(learner, ..): (Learner, f64, Draws<'_>)| {
+        Ok(Found { edit: learner.snapshot()?.edit()?, gradient_evaluations: settings.steps * batch })
+    };
+    fits.into_iter().map(found).collect()
 }
 
-/// Where `number` stands in `all`, at whose end it is put if it is not there yet.
-fn place_in(all: &mut Vec<usize>, number: usize) -> usize {
-    all.iter().position(|other| *other == number).unwrap_or_else(|| {
-        all.push(number);
-        all.len() - 1
-    })
+/// Rows in a random order, and in another one once all have been drawn.
+struct Draws<'a> {
+    stream: &'a mut Stream,
+    /// Those that are still to come.
+    order: Vec<usize>,
+}
+
+impl Draws<'_> {
+    /// The next `count` of `rows` rows.
+    fn next(&mut self, count: usize, rows: usize) -> Vec<usize> {
+        let mut drawn = Vec::with_capacity(count);
+        while drawn.len() < count {
+            if self.order.is_empty() {
+                self.order = self.stream.sample(rows, rows);
+            }
+            drawn.extend(self.order.pop());
+        }
+        drawn
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Tensor};
-
     use super::*;
+    use crate::attack::{random_decoder, tiny};
     use crate::model::Blueprint;
-
-    fn decoder() -> Decoder {
-        let blueprint = Blueprint {
-            vocab: 40,
-            d_model: 16,
-            n_layers: 3,
-            n_heads: 2,
-            n_kv_heads: 2,
-            head_dim: 8,
-            d_ff: 32,
-            norm_eps: 1e-5,
-            max_positions: 32,
-            tied: true,
-            ..Blueprint::default()
-        };
-        let mut stream = Stream::new(1, "learned");
-        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| {
-            Ok(Tensor::from_vec(stream.gaussian(shape.iter().product(), 0.4), shape, &Device::Cpu)?)
-        })
-        .unwrap()
-    }
 
     /// Pairs of two openings and of many lengths.
     fn data() -> AttackData {
@@ -312,11 +252,6 @@ mod tests {
         let opening = |number: usize| Some(if number.is_multiple_of(2) { "o0" } else { "o1" }.to_owned());
         let pair = |number| Pair { prompt: words(3, 12), target: words(4, 9), opening: opening(number) };
         AttackData { pairs: (0..24).map(pair).collect(), ..AttackData::default() }
-    }
-
-    fn settings(form: Form, layers: &[usize], rank: usize, steps: usize) -> Fit {
-        let positions = Positions::Prompt;
-        Fit { form, layers: layers.to_vec(), rank, pairs: 12, steps, batch: 4, learning_rate: 0.02, positions }
     }
 
     fn numbers(edit: &Edit) -> Vec<f32> {
@@ -330,47 +265,58 @@ mod tests {
 
     #[test]
     fn edits_that_are_fitted_together_are_those_that_are_fitted_alone() {
-        let (decoder, data) = (decoder(), data());
-        let settings = [
-            settings(Form::Noreft, &[1], 2, 9),
-            settings(Form::Noreft, &[1], 3, 5),
-            settings(Form::Loreft, &[1], 1, 9),
-            settings(Form::Noreft, &[1, 2], 2, 7),
-        ];
-        let start = fit(&decoder, &data, &settings[0], &mut Stream::new(3, "start")).unwrap().edit;
-        let (openings, starts) = ([Some("o0"), Some("o1"), None, None], [Some(&start), None, None, None]);
-        let fit_some = |numbers: std::ops::Range<usize>| {
-            let mut streams: Vec<Stream> =
-                numbers.clone().map(|number| Stream::new(4, &format!("fit {number}"))).collect();
-            let wanted = numbers.zip(&mut streams).map(|(number, stream)| Wanted {
-                settings: &settings[number],
-                opening: openings[number],
-                start: starts[number],
-                stream,
-            });
-            fit_together(&decoder, &data, wanted.collect()).unwrap()
-        };
-        let alone: Vec<Found> = (0..4).flat_map(|number| fit_some(number..number + 1)).collect();
-        let together = fit_some(0..4);
-        for (number, (a, b)) in alone.iter().zip(&together).enumerate() {
-            assert_eq!(a.gradient_evaluations, b.gradient_evaluations);
-            assert_eq!(a.gradient_evaluations, 4 * settings[number].steps);
-            let (a, b) = (numbers(&a.edit), numbers(&b.edit));
-            let apart = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(a.len() == b.len() && apart < 1e-4, "edit {number}: {apart}");
+        let blueprint = Blueprint { n_layers: 3, d_ff: 32, ..tiny() };
+        let (decoder, data) = (random_decoder(blueprint, 0.4, Stream::new(1, "learned")), data());
+        let rates = [0.005, 0.02, 0.05];
+        for (form, layers, rank) in
+            [(Form::Noreft, vec![1], 2), (Form::Loreft, vec![1], 1), (Form::Noreft, vec![1, 2], 3)]
+        {
+            let settings = Fit {
+                form,
+                layers,
+                rank,
+                pairs: 10,
+                steps: 9,
+                batch: 4,
+                learning_rate: 0.02,
+                positions: Positions::Prompt,
+            };
+            let start = fit(&decoder, &data, &settings, &mut Stream::new(3, "start")).unwrap().edit;
+            let given = Given { opening: Some("o1"), start: Some(&start) };
+            let fit_some = |numbers: std::ops::Range<usize>| {
+                let mut streams: Vec<Stream> =
+                    numbers.clone().map(|number| Stream::new(4, &format!("fit {number}"))).collect();
+                let wanted = numbers.map(|number| rates[number]).zip(&mut streams).collect();
+                fit_together(&decoder, &data, &settings, given, wanted).unwrap()
+            };
+            let alone: Vec<Found> = (0..3).flat_map(|number| fit_some(number..number + 1)).collect();
+            let together = fit_some(0..3);
+            for (a, b) in alone.iter().zip(&together) {
+                assert_eq!([a.gradient_evaluations, b.gradient_evaluations], [4 * 9; 2]);
+                let (a, b) = (numbers(&a.edit), numbers(&b.edit));
+                let apart = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(a.len() == b.len() && apart < 1e-4, "{form:?}: {apart}");
+            }
+            // They do differ: what is compared is not one edit with itself.
+            assert!(numbers(&alone[0].edit) != numbers(&alone[1].edit) && numbers(&alone[0].edit) != numbers(&start));
         }
-        // They do differ: what is compared is not one edit with itself.
-        assert!(numbers(&alone[0].edit) != numbers(&start));
     }
 
     #[test]
-    fn only_edits_of_one_first_block_are_fitted_together() {
-        let (decoder, data) = (decoder(), data());
-        let settings = [settings(Form::Noreft, &[1], 2, 1), settings(Form::Noreft, &[0, 1], 2, 1)];
-        let mut streams = [Stream::new(1, "a"), Stream::new(1, "b")];
-        let wanted = settings.iter().zip(&mut streams);
-        let wanted = wanted.map(|(settings, stream)| Wanted { settings, opening: None, start: None, stream });
-        let error = fit_together(&decoder, &data, wanted.collect()).unwrap_err().to_string();
-        assert!(error.contains("block 1"), "{error}");
+    fn an_opening_without_pairs_is_an_error_that_names_those_there_are() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "learned"));
+        let settings = Fit {
+            form: Form::Noreft,
+            layers: vec![1],
+            rank: 1,
+            pairs: 4,
+            steps: 1,
+            batch: 2,
+            learning_rate: 0.01,
+            positions: Positions::All,
+        };
+        let (given, mut stream) = (Given { opening: Some("o7"), start: None }, Stream::new(1, "a"));
+        let error = fit_together(&decoder, &data(), &settings, given, vec![(0.01, &mut stream)]).unwrap_err();
+        assert!(error.to_string().contains("o7") && error.to_string().contains("o0"), "{error}");
     }
 }

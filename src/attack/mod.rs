@@ -50,3 +50,36 @@ pub struct Found {
     /// Sequences run forward and backward.
     pub gradient_evaluations: usize,
 }
+
+/// A small decoder's shape.
+#[cfg(test)]
+fn tiny() -> crate::model::Blueprint {
+    crate::model::Blueprint {
+        family: "llama",
+        vocab: 40,
+        d_model: 16,
+        n_layers: 2,
+        n_heads: 2,
+        n_kv_heads: 2,
+        head_dim: 8,
+        d_ff: 16,
+        norm_eps: 1e-5,
+        max_positions: 32,
+        tied: true,
+        ..crate::model::Blueprint::default()
+    }
+}
+
+/// A decoder of normally distributed weights.
+#[cfg(test)]
+fn random_decoder(
+    blueprint: crate::model::Blueprint,
+    std: f64,
+    mut stream: crate::math::seed::Stream,
+) -> crate::model::Decoder {
+    let cpu = &candle_core::Device::Cpu;
+    crate::model::Decoder::from_weights(blueprint, cpu, |_, shape| {
+        Ok(candle_core::Tensor::from_vec(stream.gaussian(shape.iter().product(), std), shape, cpu)?)
+    })
+    .unwrap()
+}

@@ -384,30 +384,12 @@ fn squares(rows: &Tensor) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::Pair;
+    use crate::attack::{Pair, random_decoder, tiny};
     use crate::model::Blueprint;
     use candle_core::Device;
 
     fn decoder(seed: u64, d_model: usize) -> Decoder {
-        let blueprint = Blueprint {
-            family: "llama",
-            vocab: 40,
-            d_model,
-            n_layers: 2,
-            n_heads: 2,
-            n_kv_heads: 2,
-            head_dim: 8,
-            d_ff: 16,
-            norm_eps: 1e-5,
-            max_positions: 32,
-            tied: true,
-            ..Blueprint::default()
-        };
-        let mut stream = Stream::new(seed, "transfer");
-        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| {
-            Ok(Tensor::from_vec(stream.gaussian(shape.iter().product(), 0.4), shape, &Device::Cpu)?)
-        })
-        .unwrap()
+        random_decoder(Blueprint { d_model, ..tiny() }, 0.4, Stream::new(seed, "transfer"))
     }
 
     fn data() -> AttackData {

@@ -5,7 +5,7 @@ use super::cell::{Candidate, Cell, Fitted, Range, found, learned, place, setting
 use super::device::fitted_together;
 use crate::attack::Found;
 use crate::attack::form::Form;
-use crate::attack::learned::{Fit, Wanted, fit_together};
+use crate::attack::learned::{Given, fit_together};
 use crate::attack::spec::Search;
 use crate::intervention::Edit;
 use crate::math::seed::Stream;
@@ -14,9 +14,7 @@ use crate::{Error, Result};
 /// Settings of a search that differ in their step size alone, and are fitted together.
 struct Group<'a> {
     seed: usize,
-    opening: Option<&'a str>,
-    /// Where the edits start; absent: from fresh factors.
-    start: Option<&'a Edit>,
+    given: Given<'a>,
     rates: &'a [f64],
 }
 
@@ -43,7 +41,7 @@ impl Range<'_, '_> {
             for &opening in &openings {
                 for &start in &starts {
                     let rates = search.learning_rates.chunks(together);
-                    groups.extend(rates.map(|rates| Group { seed, opening, start, rates }));
+                    groups.extend(rates.map(|rates| Group { seed, given: Given { opening, start }, rates }));
                 }
             }
         }
@@ -79,23 +77,23 @@ impl Range<'_, '_> {
         subject: Subject<'_>,
         group: &Group<'_>,
     ) -> Result<Vec<(Candidate, String)>> {
-        let Group { seed, opening, start, rates } = *group;
+        let Group { seed, given, rates } = *group;
+        let Given { opening, start } = given;
         let from = if start.is_some() { "base edit" } else { "random" };
         let opened = opening.unwrap_or("any");
         let name = |rate: f64| format!("{}/{rate:e}/{from}/{opened}/{seed}", place(cell, Side::Hardened));
-        let settings: Vec<Fit> = rates.iter().map(|rate| learned(cell, form, *rate)).collect();
         let fit_all = || -> Result<Vec<Found>> {
             let stream = |rate: &f64| Stream::new(self.bench.seed, &format!("attack/{}", name(*rate)));
             let mut streams: Vec<Stream> = rates.iter().map(stream).collect();
-            let wanted = settings.iter().zip(&mut streams);
-            let wanted = wanted.map(|(settings, stream)| Wanted { settings, opening, start, stream });
-            fit_together(subject.decoder, &self.bench.attack, wanted.collect())
+            let (settings, wanted) = (learned(cell, form, rates[0]), rates.iter().copied().zip(&mut streams).collect());
+            fit_together(subject.decoder, &self.bench.attack, &settings, given, wanted)
         };
         // All of a group or none: a search that goes on fits what one that was not stopped does.
         let mut edits: Vec<Found> = vec![];
         let mut candidates = vec![];
-        for (number, (&rate, settings)) in rates.iter().zip(&settings).enumerate() {
-            let what = (subject.identity, settings_of(settings), cell.spec.pairs, opening, start, seed, rates);
+        for (number, &rate) in rates.iter().enumerate() {
+            let settings = settings_of(&learned(cell, form, rate));
+            let what = (subject.identity, settings, cell.spec.pairs, opening, start, seed, rates);
             let candidate = self.units.cached(&self.bench.key(&format!("search/{}", name(rate)), &what), || {
                 if edits.is_empty() {
                     edits = fit_all()?;
