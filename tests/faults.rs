@@ -11,9 +11,9 @@ use immunise::data::{Kind, Split, builtin};
 use immunise::defence::et::{self, Faults};
 use immunise::defence::et_closed::{self, Reach};
 use immunise::defence::harm_vector;
-use immunise::defence::spec::{EtClosedSpec, EtSpec, HarmVectorSpec};
+use immunise::defence::spec::{CacheType, EtClosedSpec, EtSpec, HarmVectorSpec};
 use immunise::defence::trainable::{Trainable, merge};
-use immunise::defence::{Adversary, BlockOutcome, Compliant, DefenceData, Dialogue, Forgetful, Given};
+use immunise::defence::{Adversary, BlockOutcome, Compliant, DefenceData, Dialogue, Forgetful, Given, Means, Room};
 use immunise::event::Silent;
 use immunise::intervention::{Edit, Positions};
 use immunise::math::seed::Stream;
@@ -100,7 +100,7 @@ fn run(
 ) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
     let (decoder, data) = (decoder(), data(pad));
-    let given = Given { weights: (&decoder).into(), data: &data, adversary, at_once: 2, seed: 5 };
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, means: &Means::in_memory(2), seed: 5 };
     let outcome = et::run(spec, faults, layers, &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
@@ -243,7 +243,7 @@ fn training_neutralises_the_edit_it_has_seen() {
 fn closed(spec: &EtClosedSpec, adversary: &Scripted) -> (AdapterSet, Vec<BlockOutcome>) {
     let mut store = Forgetful::default();
     let (decoder, data) = (decoder(), data(0));
-    let given = Given { weights: (&decoder).into(), data: &data, adversary, at_once: 2, seed: 5 };
+    let given = Given { weights: (&decoder).into(), data: &data, adversary, means: &Means::in_memory(2), seed: 5 };
     let outcome = et_closed::run(spec, Reach::Own, &[1], &given, &Silent, &mut store).unwrap();
     (outcome.adapters, outcome.blocks)
 }
@@ -266,6 +266,50 @@ fn the_closed_form_changes_nothing_where_nothing_is_edited() {
     let spec = EtClosedSpec { bank: 1, rounds: 1, ..EtClosedSpec::default() };
     let (adapters, _) = closed(&spec, &Scripted::new(identity, 0.0));
     assert!(adapters.iter().all(|(_, adapter)| largest(adapter.delta()) < 1e-5));
+}
+
+/// What a block-local stage changes when it keeps its activations as `cache`.
+fn local(stage: &str, means: &Means, cache: CacheType) -> AdapterSet {
+    let (decoder, data, adversary) = (decoder(), data(0), Scripted::new(strong, 1.0));
+    let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, means, seed: 5 };
+    let mut store = Forgetful::default();
+    let mut descent =
+        |faults| et::run(&EtSpec { cache, ..spec(12) }, faults, &[0, 1, 2], &given, &Silent, &mut store).unwrap();
+    let closed = |reach| {
+        let spec = EtClosedSpec { rank: 2, cache, ..EtClosedSpec::default() };
+        et_closed::run(&spec, reach, &[1, 2], &given, &Silent, &mut Forgetful::default()).unwrap()
+    };
+    let outcome = match stage {
+        "et" => descent(Faults::Avoided),
+        "et-faithful" => descent(Faults::Reproduced),
+        "et-closed" => closed(Reach::Own),
+        _ => closed(Reach::Earlier),
+    };
+    outcome.adapters
+}
+
+#[test]
+fn where_activations_lie_changes_no_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Means { room: Room::Disk(folder.path().to_owned()), ..Means::in_memory(2) };
+    let host = Means { room: Room::Host, ..Means::in_memory(2) };
+    for stage in ["et", "et-faithful", "et-closed", "et-propagated"] {
+        let plain = local(stage, &Means::in_memory(2), CacheType::F32);
+        for means in [&host, &disk] {
+            assert_eq!(local(stage, means, CacheType::F32), plain, "{stage}, {means:?}");
+        }
+        let rounded = local(stage, &Means::in_memory(2), CacheType::Bf16);
+        assert_eq!(local(stage, &disk, CacheType::Bf16), rounded, "{stage}");
+        let change = |set: &AdapterSet| -> Vec<f32> {
+            set.iter().flat_map(|(_, adapter)| adapter.delta().into_iter()).collect()
+        };
+        let size = |values: &[f32]| values.iter().map(|value| value * value).sum::<f32>().sqrt();
+        let (plain, rounded) = (change(&plain), change(&rounded));
+        let gap: Vec<f32> = plain.iter().zip(&rounded).map(|(a, b)| a - b).collect();
+        let relative = size(&gap) / size(&plain);
+        assert!(relative > 0.0 && relative < 0.2, "{stage}: bf16 moves the change by {relative} of its size");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
 }
 
 #[test]
@@ -295,7 +339,13 @@ fn a_block_that_has_met_what_comes_down_the_stream_ignores_more_of_it() {
     let [own, earlier] = [Reach::Own, Reach::Earlier].map(|reach| {
         let spec = EtClosedSpec { rank: 0, bank: 1, rounds: 1, lambda: 0.01, mu: 1e-6, ..EtClosedSpec::default() };
         let adversary = Scripted::new(strong, 0.0);
-        let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, at_once: 2, seed: 5 };
+        let given = Given {
+            weights: (&decoder).into(),
+            data: &data,
+            adversary: &adversary,
+            means: &Means::in_memory(2),
+            seed: 5,
+        };
         let mut store = Forgetful::default();
         let outcome = et_closed::run(&spec, reach, &[0, 1], &given, &Silent, &mut store).unwrap();
         let of_block_1 = outcome.adapters.iter().filter(|(name, _)| name.contains("layers.1."));

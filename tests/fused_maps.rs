@@ -5,7 +5,7 @@ use immunise::Result;
 use immunise::adapter::{AdapterSet, peft};
 use immunise::defence::spec::{EtClosedSpec, EtSpec};
 use immunise::defence::trainable::merge;
-use immunise::defence::{Adversary, DefenceData, Dialogue, Forgetful, Given, et, et_closed};
+use immunise::defence::{Adversary, DefenceData, Dialogue, Forgetful, Given, Means, et, et_closed};
 use immunise::event::Silent;
 use immunise::intervention::Edit;
 use immunise::math::seed::Stream;
@@ -84,7 +84,7 @@ fn same_in_both_layouts(stage: impl Fn(&Given<'_>) -> AdapterSet) {
     let (apart, joined, data) = (decoder(false), decoder(true), data());
     assert_eq!(logits(&apart), logits(&joined));
     let run = |decoder: &Decoder| {
-        stage(&Given { weights: decoder.into(), data: &data, adversary: &Always, at_once: 2, seed: 5 })
+        stage(&Given { weights: decoder.into(), data: &data, adversary: &Always, means: &Means::in_memory(2), seed: 5 })
     };
     let (apart_set, joined_set) = (run(&apart), run(&joined));
     assert_eq!((apart_set.len(), joined_set.len()), (7, 4));

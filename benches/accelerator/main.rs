@@ -17,7 +17,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use immunise::defence::et::{self, Faults};
 use immunise::defence::spec::EtSpec;
-use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, Weighed};
+use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, Means, Weighed};
 use immunise::event::Silent;
 use immunise::intervention::Edit;
 use immunise::math::float::{settle_threads, start_workers};
@@ -161,8 +161,13 @@ fn local_stage(decoder: &Decoder) -> Outcome<f64> {
     let list = |name: &str| shape::tokens(64, 64, vocab, name).into_iter().map(dialogue).collect();
     let data = DefenceData { hazards: list("hazards"), anchors: list("anchors"), ..DefenceData::default() };
     let spec = EtSpec { rank: RANK, steps: STEPS, rounds: 1, prompts: 64, anchors: 64, ..EtSpec::default() };
-    let given =
-        Given { weights: Weighed::from(decoder), data: &data, adversary: &Fixed(random_edit), at_once: 1, seed: 0 };
+    let given = Given {
+        weights: Weighed::from(decoder),
+        data: &data,
+        adversary: &Fixed(random_edit),
+        means: &Means::in_memory(1),
+        seed: 0,
+    };
     let layers: Vec<usize> = (0..decoder.n_layers()).collect();
     let start = Instant::now();
     et::run(&spec, Faults::Avoided, &layers, &given, &Silent, &mut Forgetful::default())?;

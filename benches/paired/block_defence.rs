@@ -10,7 +10,7 @@ use immunise::data::{Kind, PromptSet};
 use immunise::defence::et::Faults;
 use immunise::defence::spec::{EtClosedSpec, EtSpec};
 use immunise::defence::trainable::merge;
-use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, StageOutcome, Weighed, et, et_closed};
+use immunise::defence::{DefenceData, Dialogue, Forgetful, Given, Means, StageOutcome, Weighed, et, et_closed};
 use immunise::event::Silent;
 use immunise::intervention::{Edit, Placed};
 use immunise::math::rows::orthonormal;
@@ -56,7 +56,13 @@ pub fn run() -> Outcome<Vec<Pair>> {
     let dialogue = |prompt: &Vec<u32>| Dialogue { prompt: prompt.clone(), answer: vec![] };
     let data = DefenceData { hazards: train.iter().map(dialogue).collect(), ..DefenceData::default() };
     let adversary = Fixed(|_: &Decoder, _| edit.clone());
-    let given = Given { weights: Weighed::from(&decoder), data: &data, adversary: &adversary, at_once: 1, seed: 0 };
+    let given = Given {
+        weights: Weighed::from(&decoder),
+        data: &data,
+        adversary: &adversary,
+        means: &Means::in_memory(1),
+        seed: 0,
+    };
     let target = Target::new(&decoder, held_out, &edit)?;
     let before = target.error(&decoder)?;
     let settings = json!({

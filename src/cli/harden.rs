@@ -196,8 +196,9 @@ pub fn plan_text(plan: &Plan) -> String {
     let beyond = plan.memory_allowed.filter(|allowed| *allowed < plan.memory_bytes);
     let beyond =
         beyond.map_or_else(String::new, |allowed| format!(", more than the {} MiB that are allowed", mib(allowed)));
+    let apart = plan.apart.as_ref().map_or_else(String::new, |apart| format!("apart     {apart}\n"));
     text += &format!(
-        "weights   {}\npasses    {}\nmemory    about {} MiB{beyond}\ndisk      {} MiB, and about {} MiB in the run folder\n",
+        "weights   {}\npasses    {}\n{apart}memory    about {} MiB{beyond}\ndisk      {} MiB, and about {} MiB in the run folder\n",
         plan.weights,
         plan.activations,
         mib(plan.memory_bytes),

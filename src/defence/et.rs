@@ -60,6 +60,7 @@ pub fn run(
         accept_below: spec.accept_below,
         revert: spec.revert,
         sizes: (spec.batch, spec.prompts, spec.anchors),
+        cache: spec.cache,
     };
     let decoder = given.weights.current;
     local::run(settings, layers, given, observer, store, |layer, stream| {
@@ -85,20 +86,22 @@ impl BlockTrainer for Descent<'_> {
         let Self { spec, faults, trainable, adapted } = self;
         let mut adam = AdamW::new(trainable.vars(), AdamSettings::default());
         for step in 0..spec.steps {
-            let cached = &task.hazards[stream.below(task.hazards.len())];
+            let hazard = task.hazards[stream.below(task.hazards.len())].take()?;
             let edit = &bank.own[step % bank.own.len()];
-            let anchor = if task.anchors.is_empty() { None } else { Some(stream.below(task.anchors.len())) };
+            let anchor = match task.anchors.len() {
+                0 => None,
+                count => Some(task.anchors[stream.below(count)].take()?),
+            };
             let dropout = match *faults {
                 Faults::Avoided => None,
-                Faults::Reproduced => Some(dropout_mask(&cached.input, stream)?),
+                Faults::Reproduced => Some(dropout_mask(&hazard.input, stream)?),
             };
             let drop =
                 |x: Tensor| -> Result<Tensor> { dropout.as_ref().map_or(Ok(x.clone()), |mask| Ok((&x * mask)?)) };
             let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
-                let infected = task.error(adapted, cached, &drop(task.edited(edit, cached)?)?)?;
-                let mut stable = task.error(adapted, cached, &drop(cached.input.clone())?)?;
-                if let Some(anchor) = anchor {
-                    let anchor = &task.anchors[anchor];
+                let infected = task.error(adapted, &hazard, &drop(task.edited(edit, &hazard)?)?)?;
+                let mut stable = task.error(adapted, &hazard, &drop(hazard.input.clone())?)?;
+                if let Some(anchor) = &anchor {
                     stable = (stable + task.error(adapted, anchor, &anchor.input)?)?;
                 }
                 Ok((infected + (stable * spec.lambda)?)?)

@@ -6,11 +6,11 @@
 //! attention and down for what it gave in the clean feed-forward part, so errors that a norm or a softmax leaves are corrected there.
 //! Tokens weigh as in `et`: masked, and divided by their target's squared norm.
 
-use candle_core::Tensor;
 use ndarray::Array2;
 
+use super::cache::Kept;
 use super::local::{self, Bank, BlockTrainer, Local};
-use super::neutralise::{Cached, Neutralisation, Target};
+use super::neutralise::{Cached, Neutralisation, Taken, Target};
 use super::spec::EtClosedSpec;
 use super::{Given, StageOutcome, UnitStore};
 use crate::adapter::{Adapter, AdapterSet};
@@ -25,6 +25,9 @@ use crate::{Error, Result};
 /// Maps that are solved at once: they read the same input.
 const STEPS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
+
+/// Dialogues that are computed with at once.
+pub const BATCH: usize = 32;
 
 /// Name of its units, streams and events.
 pub const NAME: &str = "et-closed";
@@ -62,7 +65,8 @@ pub fn run(
         rounds: spec.rounds,
         accept_below: spec.accept_below,
         revert: spec.revert,
-        sizes: (32, spec.prompts, spec.anchors),
+        sizes: (BATCH, spec.prompts, spec.anchors),
+        cache: spec.cache,
     };
     let decoder = given.weights.current;
     local::run(settings, layers, given, observer, store, |layer, _| {
@@ -79,22 +83,24 @@ struct Closed<'a> {
     adapters: AdapterSet,
 }
 
-/// What the original computes on a batch as it is: inputs of the maps, `[batch, pos, width]`.
-struct Clean<'a> {
-    cached: &'a Cached,
+/// One batch with what the original computes on it as it is: inputs of the maps, `[batch, pos, width]`.
+struct Clean {
+    taken: Taken,
     parts: BlockParts,
 }
 
-impl<'a> Clean<'a> {
-    fn of(task: &Neutralisation, cached: &'a Cached) -> Result<Self> {
-        Ok(Self { cached, parts: task.original.block_parts(task.layer, &cached.input, &cached.batch)? })
+impl Clean {
+    fn of(task: &Neutralisation, cached: &Cached) -> Result<Self> {
+        let taken = cached.take()?;
+        let parts = task.original.block_parts(task.layer, &taken.input, &taken.batch)?;
+        Ok(Self { taken, parts })
     }
 }
 
-/// One batch as one of the problem's sums sees it.
-struct Source<'a> {
-    clean: &'a Clean<'a>,
-    input: Tensor,
+/// An input of a batch as one of the problem's sums sees it.
+struct Source {
+    /// Under an edit; absent: as it is.
+    edited: Option<Kept>,
     weight: f64,
 }
 
@@ -102,29 +108,22 @@ impl BlockTrainer for Closed<'_> {
     /// Solves all maps anew, from the weights that the stage began with.
     fn train(&mut self, task: &Neutralisation, bank: Bank<'_>, _: &mut Stream) -> Result<()> {
         self.adapters = AdapterSet::new();
-        let hazards: Vec<Clean<'_>> =
-            task.hazards.iter().map(|cached| Clean::of(task, cached)).collect::<Result<_>>()?;
-        let stable = if self.spec.lambda > 0.0 { task.anchors.as_slice() } else { &[] };
-        let anchors: Vec<Clean<'_>> = stable.iter().map(|cached| Clean::of(task, cached)).collect::<Result<_>>()?;
         // What comes from blocks before weighs as much together as the block's own edits do.
         let groups: Vec<&[Placed]> = [bank.own, bank.earlier].into_iter().filter(|edits| !edits.is_empty()).collect();
-        let mut sources: Vec<Source<'_>> = vec![];
-        for clean in &hazards {
+        let stable = || (self.spec.lambda > 0.0).then_some(Source { edited: None, weight: self.spec.lambda });
+        let mut batches: Vec<(&Cached, Vec<Source>)> = vec![];
+        for cached in &task.hazards {
+            let taken = cached.take()?;
+            let mut sources = vec![];
             for edits in &groups {
                 let weight = 1.0 / (groups.len() * edits.len()) as f64;
                 for edit in *edits {
-                    sources.push(Source { clean, input: task.edited(edit, clean.cached)?, weight });
+                    sources.push(Source { edited: Some(task.cache.keep(&task.edited(edit, &taken)?)?), weight });
                 }
             }
+            batches.push((cached, sources.into_iter().chain(stable()).collect()));
         }
-        if self.spec.lambda > 0.0 {
-            let clean = hazards.iter().chain(&anchors);
-            sources.extend(clean.map(|clean| Source {
-                clean,
-                input: clean.cached.input.clone(),
-                weight: self.spec.lambda,
-            }));
-        }
+        batches.extend(task.anchors.iter().filter_map(|cached| Some((cached, vec![stable()?]))));
         let mut current = self.start.clone();
         for modules in STEPS {
             let mut ridges: Vec<Ridge> = modules
@@ -134,10 +133,14 @@ impl BlockTrainer for Closed<'_> {
                     Ridge::new(d_out, d_in)
                 })
                 .collect();
-            for source in &sources {
-                let parts = current.block_parts(self.layer, &source.input, &source.clean.cached.batch)?;
-                for (module, ridge) in modules.iter().zip(&mut ridges) {
-                    accumulate(ridge, *module, (&task.original, &current), self.layer, source, &parts)?;
+            for (cached, sources) in &batches {
+                let clean = Clean::of(task, cached)?;
+                for Source { edited, weight } in sources {
+                    let input = edited.as_ref().map_or_else(|| Ok(clean.taken.input.clone()), Kept::take)?;
+                    let parts = current.block_parts(self.layer, &input, &clean.taken.batch)?;
+                    for (module, ridge) in modules.iter().zip(&mut ridges) {
+                        accumulate(ridge, *module, (&task.original, &current), self.layer, (&clean, *weight), &parts)?;
+                    }
                 }
             }
             for (module, ridge) in modules.iter().zip(&ridges) {
@@ -169,11 +172,11 @@ fn accumulate(
     module: Module,
     (original, current): (&Decoder, &Decoder),
     layer: usize,
-    source: &Source<'_>,
+    (clean, weight): (&Clean, f64),
     parts: &BlockParts,
 ) -> Result<()> {
     let map = current.block(layer).map(module);
-    let Clean { cached, parts: clean } = source.clean;
+    let Clean { taken, parts: clean } = clean;
     let (input, clean_input) = match module {
         Module::Q | Module::K | Module::V => (&parts.attention_in, &clean.attention_in),
         Module::O => (&parts.z, &clean.z),
@@ -184,8 +187,8 @@ fn accumulate(
     let x = input.reshape(((), width))?;
     let target = original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?;
     let error = (&target - map.forward(&x)?)?;
-    let mask = cached.batch.token_mask(1, x.device())?;
-    let weight = (Target::new(target, &mask)?.weight * source.weight)?.sqrt()?;
+    let mask = taken.batch.token_mask(1, x.device())?;
+    let weight = (Target::new(target, &mask)?.weight * weight)?.sqrt()?;
     ridge.add(&host_values(&x.broadcast_mul(&weight)?)?, &host_values(&error.broadcast_mul(&weight)?)?);
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::cache::{Cache, CacheType};
 use super::neutralise::Neutralisation;
 use super::trainable::merge;
 use super::{BlockOutcome, Given, StageOutcome, UnitStore, Weighed};
@@ -53,6 +54,8 @@ pub(super) struct Local {
     pub revert: bool,
     /// Hazards per batch, hazards and anchors in all.
     pub sizes: (usize, usize, usize),
+    /// Type that the blocks' activations are kept in.
+    pub cache: CacheType,
 }
 
 /// Hardens each of `layers` with the trainer that `make(layer, stream)` gives.
@@ -112,9 +115,9 @@ pub(super) fn run<T: BlockTrainer>(
         Ok(unit)
     };
     // Where every worker may have its own, none waits for the others of its group.
-    let free = given.at_once >= rayon::current_num_threads();
+    let free = given.means.at_once >= rayon::current_num_threads();
     let mut units = Vec::with_capacity(layers.len());
-    for together in layers.chunks(if free { layers.len() } else { given.at_once }.max(1)) {
+    for together in layers.chunks(if free { layers.len() } else { given.means.at_once }.max(1)) {
         units.extend(together.par_iter().map(harden).collect::<Result<Vec<_>>>()?);
     }
     let mut outcome = StageOutcome::default();
@@ -182,9 +185,10 @@ fn harden_block<T: BlockTrainer>(
     firsts: &BTreeMap<usize, Vec<Edit>>,
     make: &(impl Fn(usize, &mut Stream) -> Result<T> + Sync),
 ) -> Result<Unit> {
-    let Given { weights: Weighed { original, current: decoder }, data, adversary, seed, .. } = *given;
+    let Given { weights: Weighed { original, current: decoder }, data, adversary, means, seed } = *given;
     let mut stream = Stream::new(seed, &block_unit(settings.name, layer));
-    let task = Neutralisation::new(layer, original, data, settings.sizes, &mut stream)?;
+    let cache = Cache::new(&means.room, settings.cache)?;
+    let task = Neutralisation::new(layer, original, data, settings.sizes, cache, &mut stream)?;
     let mut trainer = make(layer, &mut stream)?;
     // Nothing is dropped from the bank between rounds.
     let mut bank = firsts.get(&layer).cloned().map_or_else(|| first_edits(settings, layer, given), Ok)?;

@@ -3,6 +3,7 @@
 
 pub mod adversarial;
 mod anchor;
+pub mod cache;
 pub mod et;
 pub mod et_closed;
 pub mod finetune;
@@ -21,6 +22,7 @@ use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::intervention::Edit;
 use crate::model::Decoder;
+pub use cache::Room;
 pub use finetune::Dialogue;
 pub use local::block_unit;
 
@@ -40,6 +42,23 @@ impl<'a> From<&'a Decoder> for Weighed<'a> {
     }
 }
 
+/// What block-local stages may use of the machine; results do not depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    /// Blocks that are trained at once.
+    pub at_once: usize,
+    /// Where activations of those blocks lie.
+    pub room: Room,
+}
+
+impl Means {
+    /// So many blocks, with all that they need in the device's memory.
+    #[must_use]
+    pub const fn in_memory(at_once: usize) -> Self {
+        Self { at_once, room: Room::Device }
+    }
+}
+
 /// Everything that a block-local stage is given.
 #[derive(Clone, Copy)]
 pub struct Given<'a> {
@@ -49,8 +68,8 @@ pub struct Given<'a> {
     pub data: &'a DefenceData,
     /// Who attacks it.
     pub adversary: &'a dyn Adversary,
-    /// Blocks that are trained at once; the results do not depend on it.
-    pub at_once: usize,
+    /// What of the machine it may use.
+    pub means: &'a Means,
     /// Root of its random streams.
     pub seed: u64,
 }

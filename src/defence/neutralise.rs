@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 
 use super::anchor::batch_of;
+use super::cache::{Cache, Kept};
 use super::{DefenceData, Dialogue};
 use crate::intervention::{Placed, Positions};
 use crate::math::seed::Stream;
@@ -20,14 +21,39 @@ pub(super) struct Neutralisation {
     pub layer: usize,
     pub hazards: Vec<Cached>,
     pub anchors: Vec<Cached>,
+    /// Where the batches lie, and room for what a trainer comes back to.
+    pub cache: Cache,
 }
 
-/// One batch of block inputs with the original block's outputs and per-token weights.
+/// One batch of the problem as it is kept.
 pub(super) struct Cached {
+    batch: TokenBatch,
+    input: Kept,
+    attention: (Kept, Tensor),
+    mlp: (Kept, Tensor),
+}
+
+/// One batch of block inputs `[batch, pos, d_model]` with the original block's outputs and per-token weights.
+pub(super) struct Taken {
     pub batch: TokenBatch,
     pub input: Tensor,
-    pub attention: Target,
-    pub mlp: Target,
+    attention: Target,
+    mlp: Target,
+}
+
+impl Cached {
+    /// The batch, to be computed with.
+    pub fn take(&self) -> Result<Taken> {
+        let target = |(value, weight): &(Kept, Tensor)| -> Result<Target> {
+            Ok(Target { value: value.take()?, weight: weight.clone() })
+        };
+        Ok(Taken {
+            batch: self.batch.clone(),
+            input: self.input.take()?,
+            attention: target(&self.attention)?,
+            mlp: target(&self.mlp)?,
+        })
+    }
 }
 
 /// A target with weights `mask / (‖target‖² + ε) / tokens`, `[tokens, 1]`.
@@ -61,38 +87,40 @@ impl Neutralisation {
         original: &Decoder,
         data: &DefenceData,
         sizes: (usize, usize, usize),
+        cache: Cache,
         stream: &mut Stream,
     ) -> Result<Self> {
         let (batch, hazards, anchors) = sizes;
-        let cache = |dialogues: &[Dialogue], count: usize, stream: &mut Stream| -> Result<Vec<Cached>> {
+        let read = |dialogues: &[Dialogue], count: usize, stream: &mut Stream| -> Result<Vec<Cached>> {
             let mut rows = stream.sample(dialogues.len(), count);
             rows.sort_by_key(|row| dialogues[*row].prompt.len() + dialogues[*row].answer.len());
-            rows.chunks(batch.max(1)).map(|rows| cached(original, layer, batch_of(dialogues, rows, data.pad))).collect()
+            let batches = rows.chunks(batch.max(1)).map(|rows| batch_of(dialogues, rows, data.pad));
+            batches.map(|batch| cached(original, layer, batch, &cache)).collect()
         };
-        let hazards = cache(&data.hazards, hazards, stream)?;
-        let anchors = cache(&data.anchors, anchors, stream)?;
+        let hazards = read(&data.hazards, hazards, stream)?;
+        let anchors = read(&data.anchors, anchors, stream)?;
         if hazards.is_empty() {
             return Err(Error::input("defence data", "expected hazardous prompts, got none"));
         }
-        Ok(Self { original: original.clone(), layer, hazards, anchors })
+        Ok(Self { original: original.clone(), layer, hazards, anchors, cache })
     }
 
     /// `error(a) + error(m)` of `decoder`'s block on an input, against the original's clean outputs.
-    pub fn error(&self, decoder: &Decoder, cached: &Cached, input: &Tensor) -> Result<Tensor> {
-        let (attention, mlp) = decoder.block_outputs(self.layer, input, &cached.batch)?;
-        Ok((cached.attention.error(&attention)? + cached.mlp.error(&mlp)?)?)
+    pub fn error(&self, decoder: &Decoder, taken: &Taken, input: &Tensor) -> Result<Tensor> {
+        let (attention, mlp) = decoder.block_outputs(self.layer, input, &taken.batch)?;
+        Ok((taken.attention.error(&attention)? + taken.mlp.error(&mlp)?)?)
     }
 
     /// The block's input under `edit`, of its own input or, in the original, of that of blocks before it.
-    pub fn edited(&self, edit: &Placed, cached: &Cached) -> Result<Tensor> {
+    pub fn edited(&self, edit: &Placed, taken: &Taken) -> Result<Tensor> {
         let own = Site::new(self.layer, Point::ResidPre);
         if edit.acts_at(own) {
-            return edit.apply(own, &cached.input);
+            return edit.apply(own, &taken.input);
         }
         if !(0..self.layer).any(|layer| edit.acts_at(Site::new(layer, Point::ResidPre))) {
             return Err(Error::input(own, "expected an edit of this block's input or of one before it, got another"));
         }
-        let (original, batch) = (&self.original, &cached.batch);
+        let (original, batch) = (&self.original, &taken.batch);
         let mut hooks = Hooks::edit(edit, Positions::All);
         Ok(original.run(0..self.layer, &original.embed(batch)?, batch, &mut hooks, None)?.detach())
     }
@@ -101,15 +129,20 @@ impl Neutralisation {
     pub fn infection(&self, decoder: &Decoder, edit: &Placed) -> Result<f64> {
         let mut total = 0.0;
         for cached in &self.hazards {
-            total += f64::from(self.error(decoder, cached, &self.edited(edit, cached)?)?.to_scalar::<f32>()?);
+            let taken = cached.take()?;
+            total += f64::from(self.error(decoder, &taken, &self.edited(edit, &taken)?)?.to_scalar::<f32>()?);
         }
         Ok(total / self.hazards.len() as f64)
     }
 }
 
-fn cached(original: &Decoder, layer: usize, batch: TokenBatch) -> Result<Cached> {
+fn cached(original: &Decoder, layer: usize, batch: TokenBatch, cache: &Cache) -> Result<Cached> {
     let input = original.run(0..layer, &original.embed(&batch)?, &batch, &mut Hooks::none(), None)?.detach();
     let (attention, mlp) = original.block_outputs(layer, &input, &batch)?;
     let mask = batch.token_mask(1, original.device())?;
-    Ok(Cached { attention: Target::new(attention, &mask)?, mlp: Target::new(mlp, &mask)?, batch, input })
+    let target = |output: Tensor| -> Result<(Kept, Tensor)> {
+        let Target { value, weight } = Target::new(output, &mask)?;
+        Ok((cache.keep(&value)?, weight))
+    };
+    Ok(Cached { attention: target(attention)?, mlp: target(mlp)?, input: cache.keep(&input)?, batch })
 }

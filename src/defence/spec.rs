@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::cache::CacheType;
+
 /// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -30,6 +32,8 @@ pub struct EtSpec {
     pub accept_below: f64,
     /// Drop a block's adapters when the last round's re-attack still succeeds.
     pub revert: bool,
+    /// Type that the blocks' activations are kept in.
+    pub cache: CacheType,
 }
 
 impl Default for EtSpec {
@@ -47,6 +51,7 @@ impl Default for EtSpec {
             rounds: 3,
             accept_below: 0.5,
             revert: false,
+            cache: CacheType::F32,
         }
     }
 }
@@ -77,6 +82,8 @@ pub struct EtClosedSpec {
     pub accept_below: f64,
     /// Drop a block's adapters when the last round's re-attack still succeeds.
     pub revert: bool,
+    /// Type that the blocks' activations are kept in.
+    pub cache: CacheType,
 }
 
 impl Default for EtClosedSpec {
@@ -93,6 +100,7 @@ impl Default for EtClosedSpec {
             rounds: 2,
             accept_below: 0.5,
             revert: false,
+            cache: CacheType::F32,
         }
     }
 }

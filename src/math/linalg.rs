@@ -1,12 +1,23 @@
 //! Ridge regression in closed form, at full or reduced rank, in f64 on the host.
 //!
 //! *Source*: least squares with weights and a ridge. With `G = Σ w·x·xᵀ + μI = LLᵀ` and `C = Σ w·e·xᵀ` the change that fits `e` best is
-//! `D* = C·G⁻¹`; among all of rank r it is `SVD_r(C·L⁻ᵀ)·L⁻¹`, because `‖(D − D*)·L‖` is what is left.
+//! `D* = C·G⁻¹`; among all of rank r it is `SVD_r(C·L⁻ᵀ)·L⁻¹`, because `‖(D − D*)·L‖` is what is left. Where r is a small part of
+//! all, that decomposition is found by subspace iteration (Halko, Martinsson, Tropp, "Finding Structure with Randomness", 2011).
 
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{Mat, Par, Side};
+use faer::{Mat, MatRef, Par, Side};
 
 use super::gemm::{View, gemm};
+use super::seed::Stream;
+
+/// Directions that are iterated beside those that are asked for, and as many again.
+const SPARE: usize = 8;
+
+/// How much the leading part may still gain in one round, relative to itself, when it counts as found.
+const SETTLED: f64 = 1e-10;
+
+/// Rounds after which the whole decomposition is taken instead.
+const MOST_ROUNDS: usize = 100;
 
 /// Sums of a weighted least-squares problem `D·x ≈ e`.
 #[derive(Debug, Clone)]
@@ -71,8 +82,7 @@ impl Ridge {
         solve_lower_triangular_in_place(factor.L(), scaled.as_mut(), Par::Seq);
         let full = d_in.min(d_out);
         let rank = if rank == 0 { full } else { rank.min(full) };
-        let svd = scaled.thin_svd().ok()?;
-        let (left, right, values) = (svd.U(), svd.V(), svd.S().column_vector());
+        let Singular { left, values, right } = Singular::leading(scaled.as_ref(), rank)?;
         // Both factors take the root of each singular value, so that neither is tiny.
         let root = |k: usize| values[k].max(0.0).sqrt();
         let mut a = Mat::from_fn(d_in, rank, |i, k| left[(i, k)] * root(k));
@@ -86,6 +96,54 @@ impl Ridge {
                 .collect(),
         };
         factors.a.iter().chain(&factors.b).all(|v| v.is_finite()).then_some(factors)
+    }
+}
+
+/// The largest singular values of a matrix, in descending order, with their vectors as columns.
+struct Singular {
+    left: Mat<f64>,
+    values: Vec<f64>,
+    right: Mat<f64>,
+}
+
+impl Singular {
+    /// `rank` or more of them; `None` when numbers are not finite.
+    fn leading(matrix: MatRef<'_, f64>, rank: usize) -> Option<Self> {
+        let columns = 2 * rank + SPARE;
+        // Rounds over half of the directions cost as much as all of them at once.
+        if SPARE * columns > matrix.nrows().min(matrix.ncols()) {
+            return Self::all(matrix);
+        }
+        Self::iterated(matrix, rank, columns).or_else(|| Self::all(matrix))
+    }
+
+    fn all(matrix: MatRef<'_, f64>) -> Option<Self> {
+        let svd = matrix.thin_svd().ok()?;
+        Some(Self {
+            left: svd.U().to_owned(),
+            values: svd.S().column_vector().iter().copied().collect(),
+            right: svd.V().to_owned(),
+        })
+    }
+
+    /// `None` when they have not settled.
+    fn iterated(matrix: MatRef<'_, f64>, rank: usize, columns: usize) -> Option<Self> {
+        let start = Stream::new(0, "singular").gaussian(matrix.ncols() * columns, 1.0);
+        let mut right = Mat::from_fn(matrix.ncols(), columns, |i, k| f64::from(start[i * columns + k]));
+        let mut before = 0.0;
+        for _ in 0..MOST_ROUNDS {
+            let left = (matrix * &right).qr().compute_thin_Q();
+            // What the directions of `left` have of the matrix, transposed.
+            let part = matrix.transpose() * &left;
+            let svd = part.thin_svd().ok()?;
+            let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
+            let now = values[..rank].iter().map(|value| value * value).sum::<f64>();
+            if now - before <= SETTLED * now {
+                return Some(Self { left: left * svd.V(), values, right: svd.U().to_owned() });
+            }
+            (before, right) = (now, svd.U().to_owned());
+        }
+        None
     }
 }
 
@@ -199,6 +257,36 @@ mod tests {
             brute = brute.min(loss(&outer, &x, &e, d_in, d_out));
         }
         assert!(reached <= brute * (1.0 + 1e-5) && brute <= reached * (1.0 + 1e-3), "{reached} {brute}");
+    }
+
+    #[test]
+    fn a_few_leading_directions_are_those_of_the_whole_decomposition() {
+        let (rows, columns, rank) = (260, 210, 4);
+        let mut stream = Stream::new(3, "spectrum");
+        let mut with = |values: &[f64]| {
+            let mut factor = |width: usize| {
+                let numbers = stream.gaussian(width * values.len(), 1.0);
+                Mat::from_fn(width, values.len(), |i, k| f64::from(numbers[i * values.len() + k])).qr().compute_thin_Q()
+            };
+            let (left, right) = (factor(rows), factor(columns));
+            Mat::from_fn(rows, values.len(), |i, k| left[(i, k)] * values[k]) * right.transpose()
+        };
+        let slow: Vec<f64> = (1..=columns).map(|k| 1.0 / k as f64).collect();
+        let flat = vec![1.0; columns];
+        for (name, values) in
+            [("slow", &slow[..]), ("flat", &flat), ("fewer than asked for", &[3.0, 1.0]), ("none", &[0.0])]
+        {
+            let matrix = with(values);
+            let found = Singular::iterated(matrix.as_ref(), rank, 2 * rank + SPARE).unwrap();
+            let whole = Singular::all(matrix.as_ref()).unwrap();
+            for k in 0..rank {
+                assert!((found.values[k] - whole.values[k]).abs() < 1e-7, "{name} {k}: {:?}", &found.values[..rank]);
+                let along = &matrix * found.right.col(k) - found.left.col(k) * faer::Scale(found.values[k]);
+                assert!(along.norm_l2() < 1e-4, "{name} {k}: {}", along.norm_l2());
+            }
+            let product = found.left.transpose() * &found.left;
+            assert!((product - Mat::<f64>::identity(16, 16)).norm_max() < 1e-12, "{name}");
+        }
     }
 
     #[test]

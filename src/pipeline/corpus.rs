@@ -21,7 +21,7 @@ use super::stage::StageData;
 use crate::attack::{AttackData, Pair};
 use crate::data::load::normalised;
 use crate::data::{Example, Kind, PromptSet, Split, builtin};
-use crate::defence::{Compliant, DefenceData, Dialogue};
+use crate::defence::{Compliant, DefenceData, Dialogue, Means};
 use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate, sample};
@@ -98,8 +98,7 @@ impl Corpus<'_> {
         self.adversary(Split::Attack, &harmless)
     }
 
-    /// What stages train on and choose by, and how many independent blocks they may train at once; nothing of it is in `attack`
-    /// or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers, and so
+    /// What stages train on and choose by, and the means they may use; nothing of it is in `attack` or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers, and so
     /// are up to `own_requests` that it makes up.
     ///
     /// # Errors
@@ -109,7 +108,7 @@ impl Corpus<'_> {
         examiner: &Examiner,
         decoder: &Decoder,
         own_requests: usize,
-        at_once: usize,
+        means: Means,
     ) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
         let mut stream = Stream::new(self.seed, "data/anchors");
@@ -153,7 +152,7 @@ impl Corpus<'_> {
             validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
             own_requests,
-            at_once,
+            means,
         })
     }
 
@@ -290,7 +289,11 @@ mod tests {
         let anchors = |examples: Vec<Example>| {
             let set = PromptSet::new("prompts", examples);
             let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
-            corpus.stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 0, 1).unwrap().defence.anchors
+            corpus
+                .stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 0, Means::in_memory(1))
+                .unwrap()
+                .defence
+                .anchors
         };
         let some = |answer: Option<String>| {
             let mut rows = all.examples.clone();
@@ -321,7 +324,7 @@ mod tests {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
         let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
         let decoder = planted(&encoder);
-        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 0, 1).unwrap();
+        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 0, Means::in_memory(1)).unwrap();
         let attack = corpus.attack().unwrap();
         let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
         let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);

@@ -1,8 +1,11 @@
 //! Where to compute: which device, how much memory there is, and how reports name it and the host's arithmetic.
 
+use std::path::Path;
+
 use candle_core::Device;
 
-use crate::defence::spec::Parameters;
+use crate::defence::spec::{CacheType, Parameters};
+use crate::defence::{Means, Room, et_closed};
 use crate::model::Blueprint;
 use crate::recipe::{Recipe, Stage};
 use crate::{Error, Result};
@@ -33,6 +36,8 @@ pub struct Machine {
     pub device: Device,
     /// Bytes; of the device where that is an accelerator.
     pub memory: u64,
+    /// Bytes of the host's, where the device has its own.
+    pub host: u64,
 }
 
 /// Where a decoder's matrices are while it is used.
@@ -62,8 +67,77 @@ pub struct Placement {
     pub activations: Activations,
     /// Blocks that a block-local stage trains at once.
     pub blocks: usize,
-    /// Bytes of memory that this takes, roughly.
+    /// Where such a stage keeps what it comes back to.
+    pub cache: Shelf,
+    /// Bytes that lie there, roughly, of all those blocks.
+    pub cached: u64,
+    /// Bytes of memory that all this takes, roughly; of the device where that is an accelerator.
     pub bytes: u64,
+}
+
+/// Where a block-local stage keeps its blocks' inputs and targets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shelf {
+    /// In the memory of the device.
+    Device,
+    /// In the host's, beside an accelerator.
+    Host,
+    /// In the run folder.
+    Disk,
+}
+
+impl Placement {
+    /// What block-local stages may use, with `run` as the run folder.
+    #[must_use]
+    pub fn means(&self, run: &Path) -> Means {
+        let room = match self.cache {
+            Shelf::Device => Room::Device,
+            Shelf::Host => Room::Host,
+            Shelf::Disk => Room::Disk(run.to_owned()),
+        };
+        Means { at_once: self.blocks, room }
+    }
+}
+
+/// What block-local stages come back to while they train a block, the most of any of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Local {
+    /// Bytes for every number of a token's stream, summed over the dialogues: of inputs, of two targets, of edited inputs.
+    pub kept: usize,
+    /// Dialogues that are computed with at once.
+    pub batch: usize,
+    /// Whether maps are solved for in closed form, on the host.
+    pub solved: bool,
+}
+
+impl Local {
+    fn of(stage: &Stage) -> Self {
+        let kept = |(hazards, anchors, edits): (usize, usize, usize), cache: CacheType| {
+            (3 * (hazards + anchors) + edits * hazards) * cache.bytes()
+        };
+        match stage {
+            Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => {
+                Self { kept: kept((spec.prompts, spec.anchors, 0), spec.cache), batch: spec.batch, solved: false }
+            }
+            Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => {
+                let edits = spec.bank + spec.rounds - 1;
+                Self {
+                    kept: kept((spec.prompts, spec.anchors, edits), spec.cache),
+                    batch: et_closed::BATCH,
+                    solved: true,
+                }
+            }
+            Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => Self::default(),
+        }
+    }
+
+    fn most(self, other: Self) -> Self {
+        Self {
+            kept: self.kept.max(other.kept),
+            batch: self.batch.max(other.batch),
+            solved: self.solved || other.solved,
+        }
+    }
 }
 
 /// What a run wants of a machine's memory.
@@ -75,10 +149,8 @@ pub struct Demand {
     pub cells: usize,
     /// Dialogues whose activations are kept for a backward pass at once while a stage trains.
     pub dialogues: usize,
-    /// Dialogues of which a block-local stage keeps every block's input and targets while it trains that block.
-    pub cached: usize,
-    /// Whether a block-local stage solves for its maps in closed form, on the host.
-    pub solved: bool,
+    /// Of stages that train each block apart.
+    pub local: Local,
     /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
     pub trained: u64,
 }
@@ -88,7 +160,7 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let cells = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, cells, dialogues: 0, cached: 0, solved: false, trained: 0 }
+        Self { copies: 2, cells, dialogues: 0, local: Local::default(), trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -105,13 +177,6 @@ impl Demand {
                 (spec.batch + spec.attacked_anchors) * spec.edits_per_step + spec.anchor_batch
             }
         });
-        let cached = recipe.stages.iter().map(|stage| match stage {
-            Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => spec.prompts + spec.anchors,
-            Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => spec.prompts + spec.anchors,
-            Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => 0,
-        });
-        let cached = cached.max().unwrap_or(0);
-        let solved = recipe.stages.iter().any(|stage| matches!(stage, Stage::EtClosed(..) | Stage::EtPropagated(..)));
         let dialogues = trained.max().unwrap_or(0);
         let whole = recipe.stages.iter().any(|stage| match stage {
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => true,
@@ -123,8 +188,7 @@ impl Demand {
         Self {
             copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
             dialogues,
-            cached,
-            solved,
+            local: recipe.stages.iter().map(Local::of).fold(Local::default(), Local::most),
             trained,
             ..measuring
         }
@@ -136,31 +200,41 @@ impl Machine {
     /// cannot be told, as of an accelerator's memory.
     #[must_use]
     pub fn new(device: Device, memory: Option<u64>) -> Self {
-        let free = if device.is_cpu() { free_memory() } else { None };
-        let limit = free.map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
-        Self { device, memory: memory.unwrap_or(limit) }
+        let share = |free: Option<u64>| free.map_or(u64::MAX, |free| (free as f64 * SHARE) as u64);
+        let host = share(free_memory());
+        let own = if device.is_cpu() { host } else { u64::MAX };
+        Self { device, memory: memory.unwrap_or(own), host }
     }
 
     /// Where the numbers of a run on decoders of one shape are to be: everything in memory if it fits; else activations
-    /// computed again, which costs a third more time; else weights read at every use; else both.
+    /// computed again, which costs a third more time; else weights read at every use; else both. What block-local stages come
+    /// back to leaves the device's memory where more blocks are trained at once without it.
     #[must_use]
     pub fn place(&self, blueprint: &Blueprint, demand: Demand) -> Placement {
         use {Activations::*, Residency::*};
+        let workers = rayon::current_num_threads() as u64;
+        let (cached, block) = self.of_block(blueprint, demand.local);
         let choices = [(Held, Kept), (Held, Recomputed), (Stored, Kept), (Stored, Recomputed)];
         let needs = choices.map(|(weights, activations)| {
-            let (whole, joint, block) = self.needs(blueprint, demand, weights, activations);
-            (weights, activations, whole, joint, block)
+            let (whole, joint) = self.needs(blueprint, demand, weights, activations);
+            (weights, activations, whole, joint)
         });
-        let fits = needs.iter().find(|(.., whole, joint, block)| whole + joint.max(block) <= self.memory);
-        let (weights, activations, whole, joint, block) = *fits.unwrap_or(&needs[3]);
-        let blocks = self.memory.saturating_sub(whole).checked_div(block).unwrap_or(u64::MAX);
-        let blocks = blocks.clamp(1, rayon::current_num_threads() as u64);
-        Placement { weights, activations, blocks: blocks as usize, bytes: whole + joint.max(blocks * block) }
+        let fits = needs.iter().find(|(.., whole, joint)| whole + joint.max(&block) <= self.memory);
+        let (weights, activations, whole, joint) = *fits.unwrap_or(&needs[3]);
+        let left = self.memory.saturating_sub(whole);
+        let blocks = |each: u64| left.checked_div(each).unwrap_or(u64::MAX).min(workers);
+        let (cache, blocks) = match (blocks(cached + block), blocks(block).max(1)) {
+            (inside, outside) if inside >= outside || cached == 0 => (Shelf::Device, inside.max(1)),
+            (_, outside) if !self.device.is_cpu() && outside * cached <= self.host => (Shelf::Host, outside),
+            (_, outside) => (Shelf::Disk, outside),
+        };
+        let each = if cache == Shelf::Device { cached + block } else { block };
+        let bytes = whole + joint.max(blocks * each);
+        Placement { weights, activations, blocks: blocks as usize, cache, cached: blocks * cached, bytes }
     }
 
-    /// Bytes that a run needs all the time, those of passes through the model on top, and those of a block-local stage for
-    /// one block, which is not at the same time.
-    fn needs(&self, model: &Blueprint, demand: Demand, weights: Residency, kept: Activations) -> (u64, u64, u64) {
+    /// Bytes that a run needs all the time, and those of passes through the model on top.
+    fn needs(&self, model: &Blueprint, demand: Demand, weights: Residency, kept: Activations) -> (u64, u64) {
         const F32: usize = size_of::<f32>();
         let width = if self.device.is_cpu() { F32 } else { F32 / 2 };
         let weights = match weights {
@@ -170,13 +244,20 @@ impl Machine {
         };
         let fitted = demand.cells * FITTED * fitted_together(model, &self.device, FITTED);
         let joint = demand.dialogues.max(fitted) * bytes_of_dialogue(model, kept);
-        // Input and two targets.
-        let cached = F32 * demand.cached * TOKENS * 3 * model.d_model;
+        (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64)
+    }
+
+    /// Bytes of one block of a block-local stage, not at the same time as passes through the model: what it comes back to, and
+    /// what it computes with.
+    fn of_block(&self, model: &Blueprint, local: Local) -> (u64, u64) {
+        let cached = local.kept * TOKENS * model.d_model;
+        // As they are taken from where they lie: one batch of hazards and one of anchors, with two targets, and the block's pass.
+        let taken = size_of::<f32>() * local.batch * TOKENS * (2 * 3 * model.d_model + in_block(model));
         // In f64: the widest map's Gram matrix, a copy and its factor; the other side of the problem and its decomposition.
         let (width, rest) = (model.d_model.max(model.d_ff), model.d_model.min(model.d_ff));
         let solved = size_of::<f64>() * (3 * width + 4 * rest) * width;
-        let local = cached + if demand.solved && self.device.is_cpu() { solved } else { 0 };
-        (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64, local as u64)
+        let block = taken + if local.solved && self.device.is_cpu() { solved } else { 0 };
+        (cached as u64, block as u64)
     }
 }
 
@@ -189,10 +270,14 @@ pub fn fitted_together(model: &Blueprint, device: &Device, batch: usize) -> usiz
     (if device.is_cpu() { host } else { accelerator } / one.max(1)).clamp(1, TOGETHER)
 }
 
+/// Numbers that a pass keeps of one token in one block: some twenty activations of the stream's and feed-forward's width.
+fn in_block(model: &Blueprint) -> usize {
+    12 * model.d_model + 4 * model.d_ff
+}
+
 /// Bytes that a pass keeps of one dialogue for its backward pass.
 fn bytes_of_dialogue(model: &Blueprint, kept: Activations) -> usize {
-    // Some twenty activations of the stream's and feed-forward's width per token and block.
-    let block = 12 * model.d_model + 4 * model.d_ff;
+    let block = in_block(model);
     let per_token = match kept {
         Activations::Kept => model.n_layers * block,
         Activations::Recomputed => model.n_layers * model.d_model + block,
@@ -331,7 +416,8 @@ mod tests {
         };
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
         // What the recipes of the families ask for.
-        let demand = Demand { copies: 3, cells: 2, dialogues: 28, cached: 640, solved: false, trained: 0 };
+        let local = Local { kept: 4 * 3 * 640, batch: 16, solved: false };
+        let demand = Demand { copies: 3, cells: 2, dialogues: 28, local, trained: 0 };
         let on = |model: &Blueprint, memory: u64, demand| {
             let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
             assert!(placed.bytes <= memory, "{placed:?} in {memory}");
@@ -346,11 +432,32 @@ mod tests {
         let machine = Machine::new(Device::Cpu, Some(80 << 30));
         let trained = machine.place(&llama_8b, Demand { trained: 5, ..demand });
         assert!(trained.bytes > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {trained:?}");
-        let one = Machine { memory: 8 << 30, ..machine }.place(&llama_8b, demand);
-        assert_eq!(one.blocks, 1, "what one block keeps is most of this memory");
-        let solved = Demand { solved: true, ..demand };
+        let solved = Demand { local: Local { solved: true, batch: 32, ..local }, ..demand };
         assert_eq!(on(&llama_8b, 24 << 30, solved), (Stored, Recomputed));
         assert_eq!(on(&llama_70b, 80 << 30, solved), (Stored, Recomputed));
+    }
+
+    #[test]
+    fn what_blocks_come_back_to_makes_room_for_more_of_them() {
+        let model = Blueprint { vocab: 32_000, d_model: 2048, n_layers: 16, d_ff: 8192, ..Blueprint::default() };
+        let local = Local { kept: 4 * 3 * 640, batch: 16, solved: false };
+        let demand = Demand { copies: 3, cells: 1, dialogues: 0, local, trained: 0 };
+        let machine = |device: &Device, memory: u64, host: u64| Machine { device: device.clone(), memory, host };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        pool.install(|| {
+            let (cached, block) = machine(&Device::Cpu, 0, 0).of_block(&model, local);
+            let (whole, _) = machine(&Device::Cpu, 0, 0).needs(&model, demand, Residency::Held, Activations::Kept);
+            let on = |memory: u64| machine(&Device::Cpu, whole + memory, 0).place(&model, demand);
+            let roomy = on(4 * (cached + block));
+            assert_eq!((roomy.cache, roomy.blocks, roomy.cached), (Shelf::Device, 4, 4 * cached));
+            let tight = on(4 * block + cached / 2);
+            assert_eq!((tight.cache, tight.blocks, tight.cached), (Shelf::Disk, 4, 4 * cached));
+            assert!(tight.bytes <= whole + 4 * block + cached / 2 && roomy.bytes > tight.bytes, "{tight:?} {roomy:?}");
+        });
+        let run = Path::new("run");
+        let placed = machine(&Device::Cpu, u64::MAX, 0).place(&model, demand);
+        assert_eq!(placed.means(run).room, Room::Device);
+        assert_eq!(Placement { cache: Shelf::Disk, ..placed }.means(run).room, Room::Disk("run".into()));
     }
 
     #[test]

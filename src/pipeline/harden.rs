@@ -157,7 +157,8 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     metrics.lap("measure base");
 
     let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, base.placement.blocks)?;
+    let means = base.placement.means(&run);
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, means)?;
     announce_own(&stage_data, recipe.data.own_requests, observer);
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
@@ -213,7 +214,8 @@ pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     let corpus =
         Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, base.placement.blocks)?;
+    let means = base.placement.means(&run);
+    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, means)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     training.run_part(shard, run, &mut journal, observer)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::budget;
 use super::corpus::prompts_of;
-use super::device::{Activations, Demand, Machine, Residency};
+use super::device::{Activations, Demand, Machine, Placement, Residency, Shelf};
 use super::harden::{check_match, locate_for, stage_layers};
 use super::suite::{Grid, Selection};
 use super::verify::{imported, row_names};
@@ -46,6 +46,9 @@ pub struct Plan {
     pub weights: String,
     /// What training passes keep.
     pub activations: String,
+    /// How many blocks are trained at once, and where what they come back to lies; absent without stages that train each apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<String>,
     /// Memory that is needed, bytes, roughly.
     pub memory_bytes: u64,
     /// Memory that may be taken, bytes; absent where there is no limit.
@@ -121,9 +124,25 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
                 )
             }
         },
+        apart: (placement.cached > 0).then(|| apart(&placement)),
         disk_bytes: disk.map(|metadata| metadata.len()).sum(),
-        run_bytes: recipe.stages.iter().zip(&stages).map(|(s, l)| kept_bytes(s, l.len(), &blueprint)).sum(),
+        run_bytes: recipe.stages.iter().zip(&stages).map(|(s, l)| kept_bytes(s, l.len(), &blueprint)).sum::<u64>()
+            + if placement.cache == Shelf::Disk { placement.cached } else { 0 },
     })
+}
+
+/// How stages that train each block apart use the machine.
+fn apart(placement: &Placement) -> String {
+    let blocks = match placement.blocks {
+        1 => "one block at a time".into(),
+        blocks => format!("up to {blocks} blocks at once"),
+    };
+    let place = match placement.cache {
+        Shelf::Device => "in memory",
+        Shelf::Host => "in the host's memory",
+        Shelf::Disk => "in the run folder: in memory they leave room for fewer",
+    };
+    format!("{blocks}, their inputs and targets ({} MiB) {place}", placement.cached.div_ceil(1 << 20))
 }
 
 /// Bytes that a stage on so many blocks keeps: its adapters, and what a joint one goes on from, the old state until the new

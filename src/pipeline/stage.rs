@@ -8,7 +8,7 @@ use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::defence::spec::{EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::defence::{
-    Adversary, DefenceData, Given, StageOutcome, UnitStore, Weighed, adversarial, block_unit, et, et_closed,
+    Adversary, DefenceData, Given, Means, StageOutcome, UnitStore, Weighed, adversarial, block_unit, et, et_closed,
     harm_vector,
 };
 use crate::event::Observer;
@@ -35,8 +35,8 @@ pub struct StageData {
     pub examiner: Examiner,
     /// Requests among the anchors that the un-hardened model made up.
     pub own_requests: usize,
-    /// Blocks that are trained at once where they are independent.
-    pub at_once: usize,
+    /// What of the machine stages may use that train blocks apart.
+    pub means: Means,
 }
 
 /// Runs `stage` on the blocks `layers` of the current weights.
@@ -58,14 +58,14 @@ pub fn run_stage(
             spec,
             faults,
             layers,
-            &Given { weights, data: &data.defence, adversary: &adversary, at_once: data.at_once, seed },
+            &Given { weights, data: &data.defence, adversary: &adversary, means: &data.means, seed },
             observer,
             store,
         )
     };
     let closed = |spec: &EtClosedSpec, reach: et_closed::Reach, store: &mut dyn UnitStore| {
         let adversary = PaperAdversary { rank: spec.attack_rank, pairs: spec.attack_pairs, data, seed };
-        let given = Given { weights, data: &data.defence, adversary: &adversary, at_once: data.at_once, seed };
+        let given = Given { weights, data: &data.defence, adversary: &adversary, means: &data.means, seed };
         et_closed::run(spec, reach, layers, &given, observer, store)
     };
     let removal = |spec: &HarmVectorSpec, keep: f64| {
