@@ -346,13 +346,15 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let dry = ["harden", &recipe, "--model", &model, "--dry-run", "--memory"];
     let planned = ran(&[&dry[..], &["1TiB"]].concat());
     assert_eq!(planned.code, 0, "{}", planned.err);
-    for part in ["et on block 0", "noreft r2 p4 s2 b2 at block 1", "memory    about", "2 blocks"] {
+    let apart = "apart     one block at a time, their inputs and targets (1 MiB) in memory";
+    for part in ["et on block 0", "noreft r2 p4 s2 b2 at block 1", apart, "memory    about", "2 blocks"] {
         assert!(planned.out.contains(part), "{part:?} not in {}", planned.out);
     }
     let beyond = "more than the 1 MiB that are allowed";
     assert!(!planned.out.contains("more than"), "{}", planned.out);
     let planned = ran(&[&dry[..], &["1"]].concat());
     assert!(planned.code == 0 && planned.out.contains(beyond), "{}{}", planned.out, planned.err);
+    assert!(planned.out.contains("(1 MiB) in the run folder: in memory they do not fit"), "{}", planned.out);
     assert!(world.left_behind().is_empty());
 }
 

@@ -269,15 +269,14 @@ fn the_closed_form_changes_nothing_where_nothing_is_edited() {
 }
 
 /// What a block-local stage changes when it keeps its activations as `cache`.
-fn local(stage: &str, means: &Means, cache: CacheType) -> AdapterSet {
+fn local(stage: &str, means: &Means, cache: CacheType) -> Result<AdapterSet> {
     let (decoder, data, adversary) = (decoder(), data(0), Scripted::new(strong, 1.0));
     let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, means, seed: 5 };
     let mut store = Forgetful::default();
-    let mut descent =
-        |faults| et::run(&EtSpec { cache, ..spec(12) }, faults, &[0, 1, 2], &given, &Silent, &mut store).unwrap();
+    let mut descent = |faults| et::run(&EtSpec { cache, ..spec(12) }, faults, &[0, 1, 2], &given, &Silent, &mut store);
     let closed = |reach| {
         let spec = EtClosedSpec { rank: 2, cache, ..EtClosedSpec::default() };
-        et_closed::run(&spec, reach, &[1, 2], &given, &Silent, &mut Forgetful::default()).unwrap()
+        et_closed::run(&spec, reach, &[1, 2], &given, &Silent, &mut Forgetful::default())
     };
     let outcome = match stage {
         "et" => descent(Faults::Avoided),
@@ -285,7 +284,7 @@ fn local(stage: &str, means: &Means, cache: CacheType) -> AdapterSet {
         "et-closed" => closed(Reach::Own),
         _ => closed(Reach::Earlier),
     };
-    outcome.adapters
+    Ok(outcome?.adapters)
 }
 
 #[test]
@@ -294,12 +293,15 @@ fn where_activations_lie_changes_no_number() {
     let disk = Means { room: Room::Disk(folder.path().to_owned()), ..Means::in_memory(2) };
     let host = Means { room: Room::Host, ..Means::in_memory(2) };
     for stage in ["et", "et-faithful", "et-closed", "et-propagated"] {
-        let plain = local(stage, &Means::in_memory(2), CacheType::F32);
+        let plain = local(stage, &Means::in_memory(2), CacheType::F32).unwrap();
         for means in [&host, &disk] {
-            assert_eq!(local(stage, means, CacheType::F32), plain, "{stage}, {means:?}");
+            assert_eq!(local(stage, means, CacheType::F32).unwrap(), plain, "{stage}, {means:?}");
         }
-        let rounded = local(stage, &Means::in_memory(2), CacheType::Bf16);
-        assert_eq!(local(stage, &disk, CacheType::Bf16), rounded, "{stage}");
+        let gone = Means { room: Room::Disk(folder.path().join("gone")), ..Means::in_memory(2) };
+        let error = local(stage, &gone, CacheType::F32).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|error| error.contains("gone")), "{stage} does not use its room");
+        let rounded = local(stage, &Means::in_memory(2), CacheType::Bf16).unwrap();
+        assert_eq!(local(stage, &disk, CacheType::Bf16).unwrap(), rounded, "{stage}");
         let change = |set: &AdapterSet| -> Vec<f32> {
             set.iter().flat_map(|(_, adapter)| adapter.delta().into_iter()).collect()
         };

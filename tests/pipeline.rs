@@ -138,6 +138,9 @@ fn a_model_that_does_not_fit_into_memory_is_hardened_from_its_files() {
     let difference = diff(&Checkpoint::open(&world.model()).unwrap(), &Checkpoint::open(&out).unwrap()).unwrap();
     let changed: Vec<_> = difference.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     assert!(!changed.is_empty() && changed.iter().all(|name| name.starts_with("model.layers.0.")), "{changed:?}");
+    let held = run(&world, &self::request(&world, "held")).unwrap().published.unwrap();
+    let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    assert_eq!(Digest::of(&bytes(&out)), Digest::of(&bytes(&held)), "memory changes no number");
 }
 
 /// How many of `attacks` edits are of each of the two blocks, when those of the second reach much and the first's nothing.

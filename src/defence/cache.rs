@@ -50,39 +50,37 @@ pub enum Room {
     Device,
     /// In the host's memory.
     Host,
-    /// In a file without a name in this folder, which the system takes back when the run ends, however it ends.
+    /// In a temporary file in this folder, which the system takes back when the run ends, however it ends.
     Disk(PathBuf),
 }
 
 /// The activations of one block.
 pub(super) struct Cache {
     dtype: DType,
-    home: Home,
+    shelf: Shelf,
 }
 
-enum Home {
+enum Shelf {
     Device,
     Host,
-    Disk { file: Arc<Mutex<File>>, folder: PathBuf },
+    Disk(Disk),
+}
+
+/// A file of activations, and what errors call it.
+#[derive(Clone)]
+struct Disk {
+    file: Arc<Mutex<File>>,
+    name: PathBuf,
 }
 
 /// One tensor of a cache.
 pub(super) struct Kept(Place);
 
 enum Place {
-    /// On some device; `home` is where it is computed with.
-    Memory {
-        values: Tensor,
-        home: Device,
-    },
-    File {
-        file: Arc<Mutex<File>>,
-        at: u64,
-        dtype: DType,
-        shape: Shape,
-        home: Device,
-        folder: PathBuf,
-    },
+    /// In memory that may be another's than that of the `device` which computes.
+    Memory { values: Tensor, device: Device },
+    /// At an offset in a file.
+    Disk { disk: Disk, at: u64, dtype: DType, shape: Shape, device: Device },
 }
 
 impl Cache {
@@ -91,15 +89,16 @@ impl Cache {
     /// # Errors
     /// When no file can be made in the room's folder.
     pub fn new(room: &Room, kind: CacheType) -> Result<Self> {
-        let home = match room {
-            Room::Device => Home::Device,
-            Room::Host => Home::Host,
+        let shelf = match room {
+            Room::Device => Shelf::Device,
+            Room::Host => Shelf::Host,
             Room::Disk(folder) => {
-                let file = tempfile::tempfile_in(folder).map_err(|error| Error::io(folder, error))?;
-                Home::Disk { file: Arc::new(Mutex::new(file)), folder: folder.clone() }
+                let name = folder.join("activations");
+                let file = tempfile::tempfile_in(folder).map_err(|error| Error::io(&name, error))?;
+                Shelf::Disk(Disk { file: Arc::new(Mutex::new(file)), name })
             }
         };
-        Ok(Self { dtype: kind.dtype(), home })
+        Ok(Self { dtype: kind.dtype(), shelf })
     }
 
     /// Keeps `values`, f32 and of any shape.
@@ -107,16 +106,16 @@ impl Cache {
     /// # Errors
     /// When the disk is full, or a copy from the device fails.
     pub fn keep(&self, values: &Tensor) -> Result<Kept> {
-        let home = values.device().clone();
-        let values = values.detach().to_dtype(self.dtype)?;
-        Ok(Kept(match &self.home {
-            Home::Device => Place::Memory { values, home },
-            Home::Host => Place::Memory { values: values.to_device(&Device::Cpu)?, home },
-            Home::Disk { file, folder } => {
-                let values = values.to_device(&Device::Cpu)?.contiguous()?;
-                let at = written(file, &values.data()).map_err(|error| Error::io(folder, error))?;
+        let device = values.device().clone();
+        let values = values.detach().to_dtype(self.dtype)?.contiguous()?;
+        Ok(Kept(match &self.shelf {
+            Shelf::Device => Place::Memory { values, device },
+            Shelf::Host => Place::Memory { values: values.to_device(&Device::Cpu)?, device },
+            Shelf::Disk(disk) => {
+                let values = values.to_device(&Device::Cpu)?;
+                let at = disk.append(&values.data())?;
                 let (dtype, shape) = (self.dtype, values.shape().clone());
-                Place::File { file: Arc::clone(file), at, dtype, shape, home, folder: folder.clone() }
+                Place::Disk { disk: disk.clone(), at, dtype, shape, device }
             }
         }))
     }
@@ -128,35 +127,41 @@ impl Kept {
     /// # Errors
     /// When reading fails, or the device is out of memory.
     pub fn take(&self) -> Result<Tensor> {
-        let (values, home) = match &self.0 {
-            Place::Memory { values, home } => (values.clone(), home),
-            Place::File { file, at, dtype, shape, home, folder } => {
-                let length = shape.elem_count() * dtype.size_in_bytes();
-                let bytes = read(file, *at, length).map_err(|error| Error::io(folder, error))?;
-                (Tensor::from_raw_buffer(&bytes, *dtype, shape.dims(), &Device::Cpu)?, home)
+        let (values, device) = match &self.0 {
+            Place::Memory { values, device } => (values.clone(), device),
+            Place::Disk { disk, at, dtype, shape, device } => {
+                let bytes = disk.read(*at, shape.elem_count() * dtype.size_in_bytes())?;
+                (Tensor::from_raw_buffer(&bytes, *dtype, shape.dims(), &Device::Cpu)?, device)
             }
         };
-        Ok(values.to_device(home)?.to_dtype(DType::F32)?)
+        Ok(values.to_device(device)?.to_dtype(DType::F32)?)
     }
 }
 
-fn written(file: &Mutex<File>, bytes: &[u8]) -> std::io::Result<u64> {
-    let mut file = file.lock().map_err(|_| poisoned())?;
-    let at = file.seek(SeekFrom::End(0))?;
-    file.write_all(bytes)?;
-    Ok(at)
-}
+impl Disk {
+    /// Where `bytes` begin.
+    fn append(&self, bytes: &[u8]) -> Result<u64> {
+        self.with(|file| {
+            let at = file.seek(SeekFrom::End(0))?;
+            file.write_all(bytes)?;
+            Ok(at)
+        })
+    }
 
-fn read(file: &Mutex<File>, at: u64, length: usize) -> std::io::Result<Vec<u8>> {
-    let mut file = file.lock().map_err(|_| poisoned())?;
-    file.seek(SeekFrom::Start(at))?;
-    let mut bytes = vec![0; length];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
+    fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
+        self.with(|file| {
+            file.seek(SeekFrom::Start(at))?;
+            let mut bytes = vec![0; length];
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        })
+    }
 
-fn poisoned() -> std::io::Error {
-    std::io::Error::other("another block's worker panicked")
+    fn with<T>(&self, act: impl FnOnce(&mut File) -> std::io::Result<T>) -> Result<T> {
+        let poisoned = |_| std::io::Error::other("another worker panicked while it used this file");
+        let mut file = self.file.lock().map_err(poisoned).map_err(|error| Error::io(&self.name, error))?;
+        act(&mut file).map_err(|error| Error::io(&self.name, error))
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +192,8 @@ mod tests {
         assert_ne!(rows(&rounded(&whole)), rows(&whole), "the values are worth rounding");
     }
 
+    // Elsewhere it has one until it is closed.
+    #[cfg(unix)]
     #[test]
     fn a_file_of_activations_has_no_name() {
         let folder = tempfile::tempdir().unwrap();

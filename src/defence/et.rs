@@ -99,7 +99,8 @@ impl BlockTrainer for Descent<'_> {
             let drop =
                 |x: Tensor| -> Result<Tensor> { dropout.as_ref().map_or(Ok(x.clone()), |mask| Ok((&x * mask)?)) };
             let (gradients, _) = sharded_gradients(adam.vars(), 1, |_| {
-                let infected = task.error(adapted, &hazard, &drop(task.edited(edit, &hazard)?)?)?;
+                let infected =
+                    task.error(adapted, &hazard, &drop(task.edited(edit, &hazard.input, &hazard.batch)?)?)?;
                 let mut stable = task.error(adapted, &hazard, &drop(hazard.input.clone())?)?;
                 if let Some(anchor) = &anchor {
                     stable = (stable + task.error(adapted, anchor, &anchor.input)?)?;

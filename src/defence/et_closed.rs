@@ -6,11 +6,12 @@
 //! attention and down for what it gave in the clean feed-forward part, so errors that a norm or a softmax leaves are corrected there.
 //! Tokens weigh as in `et`: masked, and divided by their target's squared norm.
 
+use candle_core::Tensor;
 use ndarray::Array2;
 
 use super::cache::Kept;
 use super::local::{self, Bank, BlockTrainer, Local};
-use super::neutralise::{Cached, Neutralisation, Taken, Target};
+use super::neutralise::{Cached, Neutralisation, Target};
 use super::spec::EtClosedSpec;
 use super::{Given, StageOutcome, UnitStore};
 use crate::adapter::{Adapter, AdapterSet};
@@ -19,7 +20,7 @@ use crate::intervention::Placed;
 use crate::math::linalg::Ridge;
 use crate::math::seed::Stream;
 use crate::model::optimiser::host_values;
-use crate::model::{BlockParts, Decoder, Module, WeightLocation};
+use crate::model::{BlockParts, Decoder, Module, TokenBatch, WeightLocation};
 use crate::{Error, Result};
 
 /// Maps that are solved at once: they read the same input.
@@ -70,7 +71,7 @@ pub fn run(
     };
     let decoder = given.weights.current;
     local::run(settings, layers, given, observer, store, |layer, _| {
-        Ok(Closed { spec, layer, start: decoder.clone(), adapters: AdapterSet::new() })
+        Ok(Closed { spec, layer, start: decoder.clone(), earlier: vec![], adapters: AdapterSet::new() })
     })
 }
 
@@ -80,50 +81,42 @@ struct Closed<'a> {
     layer: usize,
     /// The weights that the changes are added to.
     start: Decoder,
+    /// Of every batch of hazards what arrives of the edits of blocks before.
+    earlier: Vec<Vec<Kept>>,
     adapters: AdapterSet,
 }
 
-/// One batch with what the original computes on it as it is: inputs of the maps, `[batch, pos, width]`.
-struct Clean {
-    taken: Taken,
+/// One batch with what the original computes on it as it is: the block's input and those of its maps, `[batch, pos, width]`.
+struct Clean<'a> {
+    batch: &'a TokenBatch,
+    input: Tensor,
     parts: BlockParts,
 }
 
-impl Clean {
-    fn of(task: &Neutralisation, cached: &Cached) -> Result<Self> {
-        let taken = cached.take()?;
-        let parts = task.original.block_parts(task.layer, &taken.input, &taken.batch)?;
-        Ok(Self { taken, parts })
+impl<'a> Clean<'a> {
+    fn of(task: &Neutralisation, cached: &'a Cached) -> Result<Self> {
+        let (batch, input) = (&cached.batch, cached.input()?);
+        let parts = task.original.block_parts(task.layer, &input, batch)?;
+        Ok(Self { batch, input, parts })
     }
-}
-
-/// An input of a batch as one of the problem's sums sees it.
-struct Source {
-    /// Under an edit; absent: as it is.
-    edited: Option<Kept>,
-    weight: f64,
 }
 
 impl BlockTrainer for Closed<'_> {
     /// Solves all maps anew, from the weights that the stage began with.
     fn train(&mut self, task: &Neutralisation, bank: Bank<'_>, _: &mut Stream) -> Result<()> {
         self.adapters = AdapterSet::new();
-        // What comes from blocks before weighs as much together as the block's own edits do.
-        let groups: Vec<&[Placed]> = [bank.own, bank.earlier].into_iter().filter(|edits| !edits.is_empty()).collect();
-        let stable = || (self.spec.lambda > 0.0).then_some(Source { edited: None, weight: self.spec.lambda });
-        let mut batches: Vec<(&Cached, Vec<Source>)> = vec![];
-        for cached in &task.hazards {
-            let taken = cached.take()?;
-            let mut sources = vec![];
-            for edits in &groups {
-                let weight = 1.0 / (groups.len() * edits.len()) as f64;
-                for edit in *edits {
-                    sources.push(Source { edited: Some(task.cache.keep(&task.edited(edit, &taken)?)?), weight });
-                }
-            }
-            batches.push((cached, sources.into_iter().chain(stable()).collect()));
+        if self.earlier.is_empty() {
+            let arrive = |cached: &Cached| {
+                let input = cached.input()?;
+                let kept = |edit| task.cache.keep(&task.edited(edit, &input, &cached.batch)?);
+                bank.earlier.iter().map(kept).collect::<Result<Vec<_>>>()
+            };
+            self.earlier = task.hazards.iter().map(arrive).collect::<Result<_>>()?;
         }
-        batches.extend(task.anchors.iter().filter_map(|cached| Some((cached, vec![stable()?]))));
+        // What comes from blocks before weighs as much together as the block's own edits do.
+        let groups = [bank.own, bank.earlier].into_iter().filter(|edits| !edits.is_empty()).count();
+        let share = |edits: &[Placed]| 1.0 / (groups * edits.len()) as f64;
+        let lambda = self.spec.lambda;
         let mut current = self.start.clone();
         for modules in STEPS {
             let mut ridges: Vec<Ridge> = modules
@@ -133,15 +126,28 @@ impl BlockTrainer for Closed<'_> {
                     Ridge::new(d_out, d_in)
                 })
                 .collect();
-            for (cached, sources) in &batches {
-                let clean = Clean::of(task, cached)?;
-                for Source { edited, weight } in sources {
-                    let input = edited.as_ref().map_or_else(|| Ok(clean.taken.input.clone()), Kept::take)?;
-                    let parts = current.block_parts(self.layer, &input, &clean.taken.batch)?;
-                    for (module, ridge) in modules.iter().zip(&mut ridges) {
-                        accumulate(ridge, *module, (&task.original, &current), self.layer, (&clean, *weight), &parts)?;
-                    }
+            let mut add = |clean: &Clean<'_>, input: &Tensor, weight: f64| -> Result<()> {
+                let parts = current.block_parts(self.layer, input, clean.batch)?;
+                for (module, ridge) in modules.iter().zip(&mut ridges) {
+                    accumulate(ridge, *module, (&task.original, &current), self.layer, (clean, weight), &parts)?;
                 }
+                Ok(())
+            };
+            for (cached, earlier) in task.hazards.iter().zip(&self.earlier) {
+                let clean = Clean::of(task, cached)?;
+                for edit in bank.own {
+                    add(&clean, &task.edited(edit, &clean.input, clean.batch)?, share(bank.own))?;
+                }
+                for kept in earlier {
+                    add(&clean, &kept.take()?, share(bank.earlier))?;
+                }
+                if lambda > 0.0 {
+                    add(&clean, &clean.input, lambda)?;
+                }
+            }
+            for cached in task.anchors.iter().filter(|_| lambda > 0.0) {
+                let clean = Clean::of(task, cached)?;
+                add(&clean, &clean.input, lambda)?;
             }
             for (module, ridge) in modules.iter().zip(&ridges) {
                 let WeightLocation { tensor: name, rows, of } =
@@ -172,11 +178,11 @@ fn accumulate(
     module: Module,
     (original, current): (&Decoder, &Decoder),
     layer: usize,
-    (clean, weight): (&Clean, f64),
+    (clean, weight): (&Clean<'_>, f64),
     parts: &BlockParts,
 ) -> Result<()> {
     let map = current.block(layer).map(module);
-    let Clean { taken, parts: clean } = clean;
+    let Clean { batch, parts: clean, .. } = clean;
     let (input, clean_input) = match module {
         Module::Q | Module::K | Module::V => (&parts.attention_in, &clean.attention_in),
         Module::O => (&parts.z, &clean.z),
@@ -187,7 +193,7 @@ fn accumulate(
     let x = input.reshape(((), width))?;
     let target = original.block(layer).map(module).forward(&clean_input.reshape(((), width))?)?;
     let error = (&target - map.forward(&x)?)?;
-    let mask = taken.batch.token_mask(1, x.device())?;
+    let mask = batch.token_mask(1, x.device())?;
     let weight = (Target::new(target, &mask)?.weight * weight)?.sqrt()?;
     ridge.add(&host_values(&x.broadcast_mul(&weight)?)?, &host_values(&error.broadcast_mul(&weight)?)?);
     Ok(())

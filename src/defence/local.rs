@@ -114,10 +114,8 @@ pub(super) fn run<T: BlockTrainer>(
         drop(guard);
         Ok(unit)
     };
-    // Where every worker may have its own, none waits for the others of its group.
-    let free = given.means.at_once >= rayon::current_num_threads();
     let mut units = Vec::with_capacity(layers.len());
-    for together in layers.chunks(if free { layers.len() } else { given.means.at_once }.max(1)) {
+    for together in layers.chunks(given.means.at_once.max(1)) {
         units.extend(together.par_iter().map(harden).collect::<Result<Vec<_>>>()?);
     }
     let mut outcome = StageOutcome::default();

@@ -27,7 +27,7 @@ pub(super) struct Neutralisation {
 
 /// One batch of the problem as it is kept.
 pub(super) struct Cached {
-    batch: TokenBatch,
+    pub batch: TokenBatch,
     input: Kept,
     attention: (Kept, Tensor),
     mlp: (Kept, Tensor),
@@ -42,7 +42,12 @@ pub(super) struct Taken {
 }
 
 impl Cached {
-    /// The batch, to be computed with.
+    /// The block's input alone, `[batch, pos, d_model]`.
+    pub fn input(&self) -> Result<Tensor> {
+        self.input.take()
+    }
+
+    /// The batch with its targets.
     pub fn take(&self) -> Result<Taken> {
         let target = |(value, weight): &(Kept, Tensor)| -> Result<Target> {
             Ok(Target { value: value.take()?, weight: weight.clone() })
@@ -112,16 +117,15 @@ impl Neutralisation {
     }
 
     /// The block's input under `edit`, of its own input or, in the original, of that of blocks before it.
-    pub fn edited(&self, edit: &Placed, taken: &Taken) -> Result<Tensor> {
+    pub fn edited(&self, edit: &Placed, input: &Tensor, batch: &TokenBatch) -> Result<Tensor> {
         let own = Site::new(self.layer, Point::ResidPre);
         if edit.acts_at(own) {
-            return edit.apply(own, &taken.input);
+            return edit.apply(own, input);
         }
         if !(0..self.layer).any(|layer| edit.acts_at(Site::new(layer, Point::ResidPre))) {
             return Err(Error::input(own, "expected an edit of this block's input or of one before it, got another"));
         }
-        let (original, batch) = (&self.original, &taken.batch);
-        let mut hooks = Hooks::edit(edit, Positions::All);
+        let (original, mut hooks) = (&self.original, Hooks::edit(edit, Positions::All));
         Ok(original.run(0..self.layer, &original.embed(batch)?, batch, &mut hooks, None)?.detach())
     }
 
@@ -130,7 +134,9 @@ impl Neutralisation {
         let mut total = 0.0;
         for cached in &self.hazards {
             let taken = cached.take()?;
-            total += f64::from(self.error(decoder, &taken, &self.edited(edit, &taken)?)?.to_scalar::<f32>()?);
+            total += f64::from(
+                self.error(decoder, &taken, &self.edited(edit, &taken.input, &taken.batch)?)?.to_scalar::<f32>()?,
+            );
         }
         Ok(total / self.hazards.len() as f64)
     }

@@ -32,7 +32,8 @@ pub struct EtSpec {
     pub accept_below: f64,
     /// Drop a block's adapters when the last round's re-attack still succeeds.
     pub revert: bool,
-    /// Type that the blocks' activations are kept in.
+    /// Type that a block's inputs and targets are kept in while it is trained; `bf16` halves what they take and rounds them, so
+    /// figures change.
     pub cache: CacheType,
 }
 
@@ -82,7 +83,8 @@ pub struct EtClosedSpec {
     pub accept_below: f64,
     /// Drop a block's adapters when the last round's re-attack still succeeds.
     pub revert: bool,
-    /// Type that the blocks' activations are kept in.
+    /// Type that a block's inputs and targets are kept in while it is trained; `bf16` halves what they take and rounds them, so
+    /// figures change.
     pub cache: CacheType,
 }
 

@@ -10,11 +10,14 @@ use faer::{Mat, MatRef, Par, Side};
 use super::gemm::{View, gemm};
 use super::seed::Stream;
 
-/// Directions that are iterated beside those that are asked for, and as many again.
+/// Directions that are iterated beside twice as many as are asked for.
 const SPARE: usize = 8;
 
-/// How much the leading part may still gain in one round, relative to itself, when it counts as found.
-const SETTLED: f64 = 1e-10;
+/// Of how many directions in all one is iterated at most: of fewer the whole decomposition costs less.
+const WORTH: usize = 8;
+
+/// What a singular value may still gain in one round, relative to itself and to the largest one, when it counts as found.
+const SETTLED: (f64, f64) = (1e-10, 1e-14);
 
 /// Rounds after which the whole decomposition is taken instead.
 const MOST_ROUNDS: usize = 100;
@@ -110,8 +113,7 @@ impl Singular {
     /// `rank` or more of them; `None` when numbers are not finite.
     fn leading(matrix: MatRef<'_, f64>, rank: usize) -> Option<Self> {
         let columns = 2 * rank + SPARE;
-        // Rounds over half of the directions cost as much as all of them at once.
-        if SPARE * columns > matrix.nrows().min(matrix.ncols()) {
+        if WORTH * columns > matrix.nrows().min(matrix.ncols()) {
             return Self::all(matrix);
         }
         Self::iterated(matrix, rank, columns).or_else(|| Self::all(matrix))
@@ -130,18 +132,19 @@ impl Singular {
     fn iterated(matrix: MatRef<'_, f64>, rank: usize, columns: usize) -> Option<Self> {
         let start = Stream::new(0, "singular").gaussian(matrix.ncols() * columns, 1.0);
         let mut right = Mat::from_fn(matrix.ncols(), columns, |i, k| f64::from(start[i * columns + k]));
-        let mut before = 0.0;
+        let mut before = vec![0.0; rank];
         for _ in 0..MOST_ROUNDS {
             let left = (matrix * &right).qr().compute_thin_Q();
             // What the directions of `left` have of the matrix, transposed.
             let part = matrix.transpose() * &left;
             let svd = part.thin_svd().ok()?;
             let values: Vec<f64> = svd.S().column_vector().iter().copied().collect();
-            let now = values[..rank].iter().map(|value| value * value).sum::<f64>();
-            if now - before <= SETTLED * now {
+            let (own, largest) = SETTLED;
+            let settled = |(now, before): (&f64, &f64)| now - before <= own * now + largest * values[0];
+            if values.iter().zip(&before).all(settled) {
                 return Some(Self { left: left * svd.V(), values, right: svd.U().to_owned() });
             }
-            (before, right) = (now, svd.U().to_owned());
+            (before, right) = (values[..rank].to_vec(), svd.U().to_owned());
         }
         None
     }
@@ -266,27 +269,52 @@ mod tests {
         let mut with = |values: &[f64]| {
             let mut factor = |width: usize| {
                 let numbers = stream.gaussian(width * values.len(), 1.0);
-                Mat::from_fn(width, values.len(), |i, k| f64::from(numbers[i * values.len() + k])).qr().compute_thin_Q()
+                let numbers = Mat::from_fn(width, values.len(), |i, k| f64::from(numbers[i * values.len() + k]));
+                numbers.qr().compute_thin_Q()
             };
             let (left, right) = (factor(rows), factor(columns));
             Mat::from_fn(rows, values.len(), |i, k| left[(i, k)] * values[k]) * right.transpose()
         };
         let slow: Vec<f64> = (1..=columns).map(|k| 1.0 / k as f64).collect();
+        let steep: Vec<f64> = (0..columns).map(|k| if k == 0 { 1e6 } else { 1.0 / k as f64 }).collect();
         let flat = vec![1.0; columns];
-        for (name, values) in
-            [("slow", &slow[..]), ("flat", &flat), ("fewer than asked for", &[3.0, 1.0]), ("none", &[0.0])]
-        {
+        let spectra = [
+            ("slow", &slow[..]),
+            ("steep", &steep),
+            ("flat", &flat),
+            ("fewer than asked", &[3.0, 1.0]),
+            ("none", &[0.0]),
+        ];
+        for (name, values) in spectra {
             let matrix = with(values);
             let found = Singular::iterated(matrix.as_ref(), rank, 2 * rank + SPARE).unwrap();
             let whole = Singular::all(matrix.as_ref()).unwrap();
             for k in 0..rank {
-                assert!((found.values[k] - whole.values[k]).abs() < 1e-7, "{name} {k}: {:?}", &found.values[..rank]);
+                let close = 1e-8 * whole.values[k] + 1e-12 * whole.values[0];
+                assert!((found.values[k] - whole.values[k]).abs() <= close, "{name} {k}: {:?}", &found.values[..rank]);
                 let along = &matrix * found.right.col(k) - found.left.col(k) * faer::Scale(found.values[k]);
-                assert!(along.norm_l2() < 1e-4, "{name} {k}: {}", along.norm_l2());
+                assert!(along.norm_l2() <= 1e-4 * whole.values[0].min(1.0), "{name} {k}: {}", along.norm_l2());
             }
             let product = found.left.transpose() * &found.left;
             assert!((product - Mat::<f64>::identity(16, 16)).norm_max() < 1e-12, "{name}");
         }
+    }
+
+    #[test]
+    fn a_low_rank_of_a_wide_map_is_solved_as_the_whole_decomposition_would() {
+        let (d_in, d_out, rank) = (150, 140, 3);
+        let (x, e, ridge) = problem(400, d_in, d_out);
+        let found = ridge.solve(rank, 0.0).unwrap();
+        assert_eq!(found.rank, rank);
+        // What is left of the best change of any rank beyond its first directions, as a root of the Gram matrix sees it.
+        let all = delta(&ridge.solve(0, 0.0).unwrap(), d_out, d_in);
+        let gram = Mat::from_fn(d_in, d_in, |i, j| ridge.gram[i * d_in + j]);
+        let root = gram.llt(Side::Lower).unwrap();
+        let seen = Mat::from_fn(d_out, d_in, |j, i| all[j * d_in + i]) * root.L();
+        let values = Singular::all(seen.as_ref()).unwrap().values;
+        let beyond: f64 = values[rank..].iter().map(|value| value * value).sum();
+        let gap = loss(&delta(&found, d_out, d_in), &x, &e, d_in, d_out) - loss(&all, &x, &e, d_in, d_out);
+        assert!(values[0] > 1.01 * values[rank] && (gap / beyond - 1.0).abs() < 1e-4, "{gap} {beyond}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use candle_core::Device;
 use crate::defence::spec::{CacheType, Parameters};
 use crate::defence::{Means, Room, et_closed};
 use crate::model::Blueprint;
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::{Recipe, Stage, layers};
 use crate::{Error, Result};
 
 /// Share of the memory that is free at the start which may be taken.
@@ -99,32 +99,46 @@ impl Placement {
     }
 }
 
-/// What block-local stages come back to while they train a block, the most of any of them.
+/// What stages take that train each block apart, the most of any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Local {
-    /// Bytes for every number of a token's stream, summed over the dialogues: of inputs, of two targets, of edited inputs.
+pub struct Apart {
+    /// Of what a block's training comes back to: bytes per token and unit of `d_model`, summed over dialogues.
     pub kept: usize,
-    /// Dialogues that are computed with at once.
+    /// As much again for each block before it.
+    pub earlier: usize,
+    /// Dialogues of one pass through the block.
     pub batch: usize,
+    /// Passes whose activations are there at once.
+    pub passes: usize,
     /// Whether maps are solved for in closed form, on the host.
     pub solved: bool,
+    /// Blocks of a stage.
+    pub blocks: usize,
 }
 
-impl Local {
+impl Apart {
     fn of(stage: &Stage) -> Self {
-        let kept = |(hazards, anchors, edits): (usize, usize, usize), cache: CacheType| {
-            (3 * (hazards + anchors) + edits * hazards) * cache.bytes()
-        };
+        // An input and two targets.
+        let kept = |hazards: usize, anchors: usize, cache: CacheType| 3 * (hazards + anchors) * cache.bytes();
+        let blocks = layers::most(stage.layers());
         match stage {
-            Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => {
-                Self { kept: kept((spec.prompts, spec.anchors, 0), spec.cache), batch: spec.batch, solved: false }
-            }
+            Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => Self {
+                kept: kept(spec.prompts, spec.anchors, spec.cache),
+                batch: spec.batch,
+                // A batch under its edit, the same as it is, and one of anchors.
+                passes: 3,
+                blocks,
+                ..Self::default()
+            },
             Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => {
-                let edits = spec.bank + spec.rounds - 1;
+                let meets_earlier = matches!(stage, Stage::EtPropagated(..));
                 Self {
-                    kept: kept((spec.prompts, spec.anchors, edits), spec.cache),
+                    kept: kept(spec.prompts, spec.anchors, spec.cache),
+                    earlier: if meets_earlier { spec.prompts * spec.cache.bytes() } else { 0 },
                     batch: et_closed::BATCH,
+                    passes: 1,
                     solved: true,
+                    blocks,
                 }
             }
             Stage::HdrTaskvec(..) | Stage::HdrTopk(..) | Stage::Adversarial(..) => Self::default(),
@@ -134,10 +148,24 @@ impl Local {
     fn most(self, other: Self) -> Self {
         Self {
             kept: self.kept.max(other.kept),
+            earlier: self.earlier.max(other.earlier),
             batch: self.batch.max(other.batch),
+            passes: self.passes.max(other.passes),
             solved: self.solved || other.solved,
+            blocks: self.blocks.max(other.blocks),
         }
     }
+}
+
+/// Bytes of one block of such a stage, roughly.
+#[derive(Debug, Clone, Copy)]
+struct OfBlock {
+    /// What its training comes back to; all the time.
+    cached: u64,
+    /// What it is computed with on the device; not at the same time as passes through the model.
+    pass: u64,
+    /// What solving takes of the host's memory beside a device that has its own.
+    beside: u64,
 }
 
 /// What a run wants of a machine's memory.
@@ -150,7 +178,7 @@ pub struct Demand {
     /// Dialogues whose activations are kept for a backward pass at once while a stage trains.
     pub dialogues: usize,
     /// Of stages that train each block apart.
-    pub local: Local,
+    pub apart: Apart,
     /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
     pub trained: u64,
 }
@@ -160,7 +188,7 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let cells = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, cells, dialogues: 0, local: Local::default(), trained: 0 }
+        Self { copies: 2, cells, dialogues: 0, apart: Apart::default(), trained: 0 }
     }
 
     /// Hardening: one more decoder while a stage trains.
@@ -169,9 +197,7 @@ impl Demand {
         let measuring = Self::of_measuring(device);
         let trained = recipe.stages.iter().map(|stage| match stage {
             // One block's activations only.
-            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) => 0,
-            // The stream alone of what comes from each of the blocks before.
-            Stage::EtPropagated(spec, _) => spec.prompts,
+            Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) | Stage::EtPropagated(..) => 0,
             Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
             Stage::Adversarial(spec, _) => {
                 (spec.batch + spec.attacked_anchors) * spec.edits_per_step + spec.anchor_batch
@@ -188,7 +214,7 @@ impl Demand {
         Self {
             copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
             dialogues,
-            local: recipe.stages.iter().map(Local::of).fold(Local::default(), Local::most),
+            apart: recipe.stages.iter().map(Apart::of).fold(Apart::default(), Apart::most),
             trained,
             ..measuring
         }
@@ -212,24 +238,23 @@ impl Machine {
     #[must_use]
     pub fn place(&self, blueprint: &Blueprint, demand: Demand) -> Placement {
         use {Activations::*, Residency::*};
-        let workers = rayon::current_num_threads() as u64;
-        let (cached, block) = self.of_block(blueprint, demand.local);
+        let OfBlock { cached, pass, beside } = self.of_block(blueprint, demand.apart);
         let choices = [(Held, Kept), (Held, Recomputed), (Stored, Kept), (Stored, Recomputed)];
         let needs = choices.map(|(weights, activations)| {
             let (whole, joint) = self.needs(blueprint, demand, weights, activations);
             (weights, activations, whole, joint)
         });
-        let fits = needs.iter().find(|(.., whole, joint)| whole + joint.max(&block) <= self.memory);
+        let fits = needs.iter().find(|(.., whole, joint)| whole + joint.max(&pass) <= self.memory);
         let (weights, activations, whole, joint) = *fits.unwrap_or(&needs[3]);
-        let left = self.memory.saturating_sub(whole);
-        let blocks = |each: u64| left.checked_div(each).unwrap_or(u64::MAX).min(workers);
-        let (cache, blocks) = match (blocks(cached + block), blocks(block).max(1)) {
+        let most = rayon::current_num_threads().min(blueprint.n_layers).min(demand.apart.blocks).max(1) as u64;
+        let takes = |blocks: u64, cached: u64| whole + blocks * cached + joint.max(blocks * pass);
+        let fit = |cached: u64| (1..=most).rev().find(|blocks| takes(*blocks, cached) <= self.memory).unwrap_or(0);
+        let (cache, blocks) = match (fit(cached), fit(0).max(1)) {
             (inside, outside) if inside >= outside || cached == 0 => (Shelf::Device, inside.max(1)),
-            (_, outside) if !self.device.is_cpu() && outside * cached <= self.host => (Shelf::Host, outside),
+            (_, outside) if !self.device.is_cpu() && outside * (cached + beside) <= self.host => (Shelf::Host, outside),
             (_, outside) => (Shelf::Disk, outside),
         };
-        let each = if cache == Shelf::Device { cached + block } else { block };
-        let bytes = whole + joint.max(blocks * each);
+        let bytes = takes(blocks, if cache == Shelf::Device { cached } else { 0 });
         Placement { weights, activations, blocks: blocks as usize, cache, cached: blocks * cached, bytes }
     }
 
@@ -247,17 +272,15 @@ impl Machine {
         (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64)
     }
 
-    /// Bytes of one block of a block-local stage, not at the same time as passes through the model: what it comes back to, and
-    /// what it computes with.
-    fn of_block(&self, model: &Blueprint, local: Local) -> (u64, u64) {
-        let cached = local.kept * TOKENS * model.d_model;
-        // As they are taken from where they lie: one batch of hazards and one of anchors, with two targets, and the block's pass.
-        let taken = size_of::<f32>() * local.batch * TOKENS * (2 * 3 * model.d_model + in_block(model));
+    fn of_block(&self, model: &Blueprint, apart: Apart) -> OfBlock {
+        let cached = (apart.kept + apart.earlier * model.n_layers.saturating_sub(1)) * TOKENS * model.d_model;
+        // A batch's input and targets as they are taken from where they lie, and its pass.
+        let pass = size_of::<f32>() * apart.passes * apart.batch * TOKENS * (3 * model.d_model + in_block(model));
         // In f64: the widest map's Gram matrix, a copy and its factor; the other side of the problem and its decomposition.
         let (width, rest) = (model.d_model.max(model.d_ff), model.d_model.min(model.d_ff));
-        let solved = size_of::<f64>() * (3 * width + 4 * rest) * width;
-        let block = taken + if local.solved && self.device.is_cpu() { solved } else { 0 };
-        (cached as u64, block as u64)
+        let solved = if apart.solved { size_of::<f64>() * (3 * width + 4 * rest) * width } else { 0 };
+        let (here, beside) = if self.device.is_cpu() { (solved, 0) } else { (0, solved) };
+        OfBlock { cached: cached as u64, pass: (pass + here) as u64, beside: beside as u64 }
     }
 }
 
@@ -416,8 +439,8 @@ mod tests {
         };
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
         // What the recipes of the families ask for.
-        let local = Local { kept: 4 * 3 * 640, batch: 16, solved: false };
-        let demand = Demand { copies: 3, cells: 2, dialogues: 28, local, trained: 0 };
+        let apart = Apart { kept: 4 * 3 * 640, batch: 16, passes: 3, blocks: usize::MAX, ..Apart::default() };
+        let demand = Demand { copies: 3, cells: 2, dialogues: 28, apart, trained: 0 };
         let on = |model: &Blueprint, memory: u64, demand| {
             let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
             assert!(placed.bytes <= memory, "{placed:?} in {memory}");
@@ -432,7 +455,7 @@ mod tests {
         let machine = Machine::new(Device::Cpu, Some(80 << 30));
         let trained = machine.place(&llama_8b, Demand { trained: 5, ..demand });
         assert!(trained.bytes > 5 * 4 * llama_8b.parameters() as u64, "trained weights: {trained:?}");
-        let solved = Demand { local: Local { solved: true, batch: 32, ..local }, ..demand };
+        let solved = Demand { apart: Apart { solved: true, batch: 32, passes: 1, ..apart }, ..demand };
         assert_eq!(on(&llama_8b, 24 << 30, solved), (Stored, Recomputed));
         assert_eq!(on(&llama_70b, 80 << 30, solved), (Stored, Recomputed));
     }
@@ -440,24 +463,51 @@ mod tests {
     #[test]
     fn what_blocks_come_back_to_makes_room_for_more_of_them() {
         let model = Blueprint { vocab: 32_000, d_model: 2048, n_layers: 16, d_ff: 8192, ..Blueprint::default() };
-        let local = Local { kept: 4 * 3 * 640, batch: 16, solved: false };
-        let demand = Demand { copies: 3, cells: 1, dialogues: 0, local, trained: 0 };
-        let machine = |device: &Device, memory: u64, host: u64| Machine { device: device.clone(), memory, host };
+        let apart = Apart { kept: 4 * 3 * 640, batch: 16, passes: 3, blocks: 8, ..Apart::default() };
+        // No passes through the model, which take their part of the memory at other times.
+        let demand = Demand { copies: 3, cells: 0, dialogues: 0, apart, trained: 0 };
+        let machine = |memory: u64| Machine { device: Device::Cpu, memory, host: 0 };
+        let (whole, _) = machine(0).needs(&model, demand, Residency::Held, Activations::Kept);
+        let OfBlock { cached, pass, .. } = machine(0).of_block(&model, apart);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
         pool.install(|| {
-            let (cached, block) = machine(&Device::Cpu, 0, 0).of_block(&model, local);
-            let (whole, _) = machine(&Device::Cpu, 0, 0).needs(&model, demand, Residency::Held, Activations::Kept);
-            let on = |memory: u64| machine(&Device::Cpu, whole + memory, 0).place(&model, demand);
-            let roomy = on(4 * (cached + block));
-            assert_eq!((roomy.cache, roomy.blocks, roomy.cached), (Shelf::Device, 4, 4 * cached));
-            let tight = on(4 * block + cached / 2);
-            assert_eq!((tight.cache, tight.blocks, tight.cached), (Shelf::Disk, 4, 4 * cached));
-            assert!(tight.bytes <= whole + 4 * block + cached / 2 && roomy.bytes > tight.bytes, "{tight:?} {roomy:?}");
+            let on = |memory: u64, demand| {
+                let placed = machine(whole + memory).place(&model, demand);
+                assert!(placed.bytes <= whole + memory, "{placed:?} in {memory} beside the weights");
+                (placed.cache, placed.blocks, placed.cached)
+            };
+            assert_eq!(on(4 * (cached + pass), demand), (Shelf::Device, 4, 4 * cached));
+            assert_eq!(on(4 * (cached + pass) - 1, demand), (Shelf::Disk, 4, 4 * cached));
+            let two = Demand { apart: Apart { blocks: 2, ..apart }, ..demand };
+            assert_eq!(on(4 * (cached + pass) - 1, two), (Shelf::Device, 2, 2 * cached), "there is no third");
+            assert_eq!(on(pass, demand), (Shelf::Disk, 1, cached));
+            let none = Demand { apart: Apart::default(), ..demand };
+            assert_eq!(on(0, none), (Shelf::Device, 1, 0), "no such stage");
         });
+        let nothing = machine(1).place(&model, demand);
+        assert_eq!((nothing.cache, nothing.blocks), (Shelf::Disk, 1));
         let run = Path::new("run");
-        let placed = machine(&Device::Cpu, u64::MAX, 0).place(&model, demand);
-        assert_eq!(placed.means(run).room, Room::Device);
-        assert_eq!(Placement { cache: Shelf::Disk, ..placed }.means(run).room, Room::Disk("run".into()));
+        assert_eq!(nothing.means(run), Means { at_once: 1, room: Room::Disk("run".into()) });
+        assert_eq!(Placement { cache: Shelf::Host, ..nothing }.means(run).room, Room::Host);
+        assert_eq!(Placement { cache: Shelf::Device, ..nothing }.means(run).room, Room::Device);
+    }
+
+    #[test]
+    fn edits_of_earlier_blocks_are_kept_for_each_of_them() {
+        let stage = |kind: &str| {
+            let recipe = format!(
+                "schema: 1\nname: a\nbase_access: public\ndata: {{prompts: builtin:prompts}}\nlayers: each\n\
+                 stages: [{{kind: {kind}, prompts: 10, anchors: 20}}]\n\
+                 suite: {{attacks: [{{kind: noreft}}]}}\nthresholds: {{adaptive_asr: {{max_mean: 0.5}}}}\n"
+            );
+            Demand::of_hardening(&Recipe::parse(&recipe, "recipe.yaml".as_ref()).unwrap(), &Device::Cpu).apart
+        };
+        let (own, earlier) = (stage("et-closed"), stage("et-propagated"));
+        assert_eq!((own.kept, own.earlier, own.solved), (4 * 3 * 30, 0, true));
+        assert_eq!((earlier.kept, earlier.earlier), (own.kept, 4 * 10));
+        let model = Blueprint { d_model: 64, n_layers: 5, d_ff: 128, ..Blueprint::default() };
+        let cached = |apart| Machine::new(Device::Cpu, None).of_block(&model, apart).cached;
+        assert_eq!(cached(earlier) - cached(own), (4 * 4 * 10 * TOKENS * 64) as u64);
     }
 
     #[test]

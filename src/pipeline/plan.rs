@@ -140,7 +140,8 @@ fn apart(placement: &Placement) -> String {
     let place = match placement.cache {
         Shelf::Device => "in memory",
         Shelf::Host => "in the host's memory",
-        Shelf::Disk => "in the run folder: in memory they leave room for fewer",
+        Shelf::Disk if placement.blocks == 1 => "in the run folder: in memory they do not fit",
+        Shelf::Disk => "in the run folder: with them in memory fewer blocks fit",
     };
     format!("{blocks}, their inputs and targets ({} MiB) {place}", placement.cached.div_ceil(1 << 20))
 }

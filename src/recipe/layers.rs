@@ -31,6 +31,18 @@ pub fn resolve(layers: &Layers, n_layers: usize, key: &str) -> Result<Vec<usize>
     Ok(blocks)
 }
 
+/// How many blocks `layers` names at most, of a model of any size.
+#[must_use]
+pub fn most(layers: &Layers) -> usize {
+    match layers {
+        Layers::Named(EveryLayer::Each) => usize::MAX,
+        Layers::List(items) => {
+            let count = |item: &LayerItem| ends(item).map_or(0, |(start, end)| end - start + 1);
+            items.iter().map(count).fold(0, usize::saturating_add)
+        }
+    }
+}
+
 /// Reads what a recipe may write: `each`, one block, one range, or a list of both.
 pub(super) fn read(value: &Value) -> Result<Layers, String> {
     let items = match value {
