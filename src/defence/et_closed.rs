@@ -8,6 +8,7 @@
 
 use candle_core::Tensor;
 use ndarray::Array2;
+use rayon::prelude::*;
 
 use super::cache::Kept;
 use super::local::{self, Bank, BlockTrainer, Local};
@@ -17,7 +18,7 @@ use super::{Given, StageOutcome, UnitStore};
 use crate::adapter::{Adapter, AdapterSet};
 use crate::event::Observer;
 use crate::intervention::Placed;
-use crate::math::linalg::Ridge;
+use crate::math::linalg::{Factors, Ridge};
 use crate::math::seed::Stream;
 use crate::model::optimiser::host_values;
 use crate::model::{BlockParts, Decoder, Module, TokenBatch, WeightLocation};
@@ -149,11 +150,13 @@ impl BlockTrainer for Closed<'_> {
                 let clean = Clean::of(task, cached)?;
                 add(&clean, &clean.input, lambda)?;
             }
-            for (module, ridge) in modules.iter().zip(&ridges) {
+            let solved: Vec<Option<Factors>> =
+                ridges.par_iter().map(|ridge| ridge.solve(self.spec.rank, self.spec.mu)).collect();
+            for (module, solved) in modules.iter().zip(solved) {
                 let WeightLocation { tensor: name, rows, of } =
                     current.blueprint().weight_location(*module, self.layer);
                 let broken = || Error::input(&name, "expected a solvable least-squares problem, got a singular one");
-                let solved = ridge.solve(self.spec.rank, self.spec.mu).ok_or_else(broken)?;
+                let solved = solved.ok_or_else(broken)?;
                 let [d_out, d_in] = current.blueprint().weight_shape(*module);
                 let shaped = |rows, columns, values| {
                     Array2::from_shape_vec((rows, columns), values).map_err(|e| Error::input(&name, e.to_string()))
