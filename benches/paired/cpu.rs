@@ -61,6 +61,36 @@ pub fn stored_weights() -> Outcome<Vec<Pair>> {
     Ok(rows)
 }
 
+/// What a step costs at other ranks, for more or fewer tokens and through more or fewer blocks, each beside what the other tasks measure.
+pub fn cost() -> Outcome<Vec<Pair>> {
+    const SHAPE: (usize, usize) = (16, 64);
+    const RANK: usize = 4;
+    let block = random(smollm2(1, 64), &Device::Cpu)?;
+    let mut rows = vec![];
+    let mut step = |(count, tokens): (usize, usize), rank: usize| -> Outcome<()> {
+        let [mut ours, mut theirs] =
+            [BlockStep::new(&block, (count, tokens), rank)?, BlockStep::new(&block, SHAPE, RANK)?];
+        let what = format!("train step of a block, {count} x {tokens} tokens, rank {rank}");
+        rows.push(Pair::run(what, "16 x 64 tokens, rank 4", 15, || ours.run(), || theirs.run())?);
+        Ok(())
+    };
+    for rank in [1, 16, 64, 576] {
+        step(SHAPE, rank)?;
+    }
+    for shape in [(4, 64), (8, 64), (32, 64), (8, 128), (4, 256)] {
+        step(shape, RANK)?;
+    }
+    let fit =
+        |above: usize| -> Outcome<AttackFit> { Ok(AttackFit::new(random(smollm2(above, 8192), &Device::Cpu)?, 40, 5)) };
+    let six = fit(6)?;
+    for above in [1, 3, 12, 30] {
+        let fit = fit(above)?;
+        let what = format!("attack fit, 5 steps of {} x 48 tokens through {above} blocks", AttackFit::BATCH);
+        rows.push(Pair::run(what, "through 6 blocks", 3, || fit.run(), || six.run())?);
+    }
+    Ok(rows)
+}
+
 /// Greedy answers to prompts of several lengths.
 pub fn generation() -> Outcome<Vec<Pair>> {
     let (rows, new) = (16, 32);
