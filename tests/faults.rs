@@ -272,17 +272,13 @@ fn the_closed_form_changes_nothing_where_nothing_is_edited() {
 fn local(stage: &str, means: &Means, cache: CacheType) -> Result<AdapterSet> {
     let (decoder, data, adversary) = (decoder(), data(0), Scripted::new(strong, 1.0));
     let given = Given { weights: (&decoder).into(), data: &data, adversary: &adversary, means, seed: 5 };
-    let mut store = Forgetful::default();
-    let mut descent = |faults| et::run(&EtSpec { cache, ..spec(12) }, faults, &[0, 1, 2], &given, &Silent, &mut store);
-    let closed = |reach| {
-        let spec = EtClosedSpec { rank: 2, cache, ..EtClosedSpec::default() };
-        et_closed::run(&spec, reach, &[1, 2], &given, &Silent, &mut Forgetful::default())
-    };
+    let store = &mut Forgetful::default();
+    let (descent, closed) = (EtSpec { cache, ..spec(12) }, EtClosedSpec { rank: 2, cache, ..EtClosedSpec::default() });
     let outcome = match stage {
-        "et" => descent(Faults::Avoided),
-        "et-faithful" => descent(Faults::Reproduced),
-        "et-closed" => closed(Reach::Own),
-        _ => closed(Reach::Earlier),
+        "et" => et::run(&descent, Faults::Avoided, &[0, 1, 2], &given, &Silent, store),
+        "et-faithful" => et::run(&descent, Faults::Reproduced, &[0, 1, 2], &given, &Silent, store),
+        "et-closed" => et_closed::run(&closed, Reach::Own, &[1, 2], &given, &Silent, store),
+        _ => et_closed::run(&closed, Reach::Earlier, &[1, 2], &given, &Silent, store),
     };
     Ok(outcome?.adapters)
 }
