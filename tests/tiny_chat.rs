@@ -11,7 +11,8 @@ use immunise::attack::form::Form;
 use immunise::attack::learned::{Fit, fit, paper_steps};
 use immunise::checkpoint::Checkpoint;
 use immunise::data::{Kind, PromptSet, Split, builtin};
-use immunise::defence::Means;
+use immunise::defence::{Forgetful, Means};
+use immunise::event::Silent;
 use immunise::intervention::{Edit, Positions};
 use immunise::math::float::start_workers;
 use immunise::math::seed::Stream;
@@ -51,7 +52,8 @@ impl Subject {
 #[test]
 fn requests_that_the_model_makes_up_are_new_and_have_its_own_answers() {
     let asked = 150;
-    let data = SUBJECT.corpus().stages(&SUBJECT.examiner, &SUBJECT.decoder, asked, Means::in_memory(1)).unwrap();
+    let (mut store, means) = (Forgetful::default(), Means::in_memory(1));
+    let data = SUBJECT.corpus().stages(&SUBJECT.examiner, &SUBJECT.decoder, asked, means, &mut store, &Silent).unwrap();
     assert!((30..=asked).contains(&data.own_requests), "{} of {asked}", data.own_requests);
     let own = &data.defence.anchors[data.defence.anchors.len() - data.own_requests..];
     let distinct: BTreeSet<&Vec<u32>> = own.iter().map(|row| &row.prompt).collect();

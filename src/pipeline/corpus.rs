@@ -19,9 +19,11 @@ use rayon::prelude::*;
 use super::examiner::{Examiner, PAD, Questions};
 use super::stage::StageData;
 use crate::attack::{AttackData, Pair};
+use crate::checkpoint::Digest;
 use crate::data::load::normalised;
 use crate::data::{Example, Kind, PromptSet, Split, builtin};
-use crate::defence::{Compliant, DefenceData, Dialogue, Means};
+use crate::defence::{Compliant, DefenceData, Dialogue, Means, UnitStore};
+use crate::event::{Event, Observer};
 use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate, sample};
@@ -38,6 +40,9 @@ const ANCHORS: [(Kind, usize); 5] =
 
 /// Tokens of a model's own answer that it is held to.
 const OWN_ANSWER: usize = 48;
+
+/// What answering harmless requests before the stages is called.
+const OWN_ANSWERS: &str = "own answers to anchors";
 
 /// Tokens of a request that a model makes up; a longer one is left out.
 const OWN_REQUEST: usize = 64;
@@ -98,17 +103,21 @@ impl Corpus<'_> {
         self.adversary(Split::Attack, &harmless)
     }
 
-    /// What stages train on and choose by, and the means they may use; nothing of it is in `attack` or `evaluation`. Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers, and so
-    /// are up to `own_requests` that it makes up.
+    /// What stages train on and choose by, and the means they may use; nothing of it is in `attack` or `evaluation`.
+    ///
+    /// Harmless requests without an answer are anchors by what `decoder`, the un-hardened model, answers, and so are up to
+    /// `own_requests` that it makes up. Those answers can take minutes: they are kept in `store` part by part.
     ///
     /// # Errors
-    /// As [`Corpus::questions`] and [`generate`].
+    /// As [`Corpus::questions`] and [`generate`], and those of the store.
     pub fn stages(
         &self,
         examiner: &Examiner,
         decoder: &Decoder,
         own_requests: usize,
         means: Means,
+        store: &mut dyn UnitStore,
+        observer: &dyn Observer,
     ) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
         let mut stream = Stream::new(self.seed, "data/anchors");
@@ -126,7 +135,7 @@ impl Corpus<'_> {
         let made_up = self.own_requests(examiner, decoder, own_requests)?;
         let own_requests = made_up.len();
         own.extend(made_up);
-        let own = self.own_answers(examiner, decoder, own)?;
+        let own = self.own_answers(examiner, decoder, own, store, observer)?;
         let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
             let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
             answered
@@ -157,9 +166,36 @@ impl Corpus<'_> {
     }
 
     /// Prompts with the model's own greedy answers, or their beginnings.
-    fn own_answers(&self, examiner: &Examiner, decoder: &Decoder, prompts: Vec<Vec<u32>>) -> Result<Vec<Dialogue>> {
+    fn own_answers(
+        &self,
+        examiner: &Examiner,
+        decoder: &Decoder,
+        prompts: Vec<Vec<u32>>,
+        store: &mut dyn UnitStore,
+        observer: &dyn Observer,
+    ) -> Result<Vec<Dialogue>> {
         let greedy = Greedy { max_new_tokens: OWN_ANSWER, ..examiner.greedy().clone() };
-        let answers = generate(decoder, &prompts, &[], &greedy)?;
+        // In the order in which `generate` makes its batches: they are the same whatever the parts.
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|row| (prompts[*row].len(), *row));
+        let mut answers = vec![vec![]; prompts.len()];
+        if !prompts.is_empty() {
+            observer.event(Event::StageStarted { stage: OWN_ANSWERS.into(), units: prompts.len() });
+        }
+        let mut done = 0;
+        for rows in order.chunks(greedy.batch * rayon::current_num_threads().max(8)) {
+            let part: Vec<Vec<u32>> = rows.iter().map(|row| prompts[*row].clone()).collect();
+            for (row, answer) in rows.iter().zip(kept_answers(decoder, &part, &greedy, store)?) {
+                answers[*row] = answer;
+            }
+            done += rows.len();
+            observer.event(Event::UnitFinished {
+                stage: OWN_ANSWERS.into(),
+                done,
+                units: prompts.len(),
+                detail: format!("at most {OWN_ANSWER} tokens each"),
+            });
+        }
         let dialogue = |(prompt, mut answer): (Vec<u32>, Vec<u32>)| {
             let ended = answer.len() < OWN_ANSWER;
             answer.extend(self.encoder.closing().filter(|_| ended));
@@ -251,12 +287,32 @@ impl Corpus<'_> {
     }
 }
 
+/// Greedy answers to `prompts`: those that `store` has, else the model's, which are kept there.
+fn kept_answers(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    options: &Greedy,
+    store: &mut dyn UnitStore,
+) -> Result<Vec<Vec<u32>>> {
+    let asked = serde_json::json!([prompts, options.max_new_tokens, options.stop]).to_string();
+    let key = format!("own-answers/{}", Digest::of(asked.as_bytes()));
+    let kept = store.get(&key).and_then(|bytes| serde_json::from_slice::<Vec<Vec<u32>>>(&bytes).ok());
+    if let Some(answers) = kept.filter(|answers| answers.len() == prompts.len()) {
+        return Ok(answers);
+    }
+    let answers = generate(decoder, prompts, &[], options)?;
+    store.put(&key, serde_json::json!(answers).to_string().as_bytes())?;
+    Ok(answers)
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
     use crate::data::builtin::vocabulary::write_tokenizer_files;
+    use crate::defence::Forgetful;
+    use crate::event::Silent;
     use crate::model::Blueprint;
 
     fn encoder() -> PromptEncoder {
@@ -265,8 +321,20 @@ mod tests {
         PromptEncoder::open(dir.path()).unwrap()
     }
 
-    /// A decoder of no sense with the encoder's vocabulary.
+    /// A decoder that answers everything with the same token.
     fn planted(encoder: &PromptEncoder) -> Decoder {
+        decoder(encoder, |shape| Tensor::ones(shape, DType::F32, &Device::Cpu))
+    }
+
+    /// A decoder of no sense whose answers depend on what is asked.
+    fn noisy(encoder: &PromptEncoder) -> Decoder {
+        let mut stream = Stream::new(0, "noisy");
+        decoder(encoder, move |shape| {
+            Tensor::from_vec(stream.gaussian(shape.iter().product(), 0.5), shape, &Device::Cpu)
+        })
+    }
+
+    fn decoder(encoder: &PromptEncoder, mut weights: impl FnMut(&[usize]) -> candle_core::Result<Tensor>) -> Decoder {
         let blueprint = Blueprint {
             vocab: encoder.tokenizer().vocab_size(),
             d_model: 8,
@@ -279,8 +347,7 @@ mod tests {
             tied: true,
             ..Blueprint::default()
         };
-        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| Ok(Tensor::ones(shape, DType::F32, &Device::Cpu)?))
-            .unwrap()
+        Decoder::from_weights(blueprint, &Device::Cpu, |_, shape| Ok(weights(shape)?)).unwrap()
     }
 
     #[test]
@@ -290,7 +357,14 @@ mod tests {
             let set = PromptSet::new("prompts", examples);
             let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
             corpus
-                .stages(&Examiner::new(&encoder, 8, 1), &planted(&encoder), 0, Means::in_memory(1))
+                .stages(
+                    &Examiner::new(&encoder, 8, 1),
+                    &planted(&encoder),
+                    0,
+                    Means::in_memory(1),
+                    &mut Forgetful::default(),
+                    &Silent,
+                )
                 .unwrap()
                 .defence
                 .anchors
@@ -309,6 +383,45 @@ mod tests {
         assert!(own[own.len() - 3..].iter().all(|row| row.answer.len() == OWN_ANSWER), "it never ends by itself");
     }
 
+    /// Counts what is kept.
+    #[derive(Default)]
+    struct Counting {
+        inner: Forgetful,
+        puts: usize,
+    }
+
+    impl UnitStore for Counting {
+        fn get(&self, key: &str) -> Option<Vec<u8>> {
+            self.inner.get(key)
+        }
+
+        fn put(&mut self, key: &str, bytes: &[u8]) -> Result<()> {
+            self.puts += 1;
+            self.inner.put(key, bytes)
+        }
+    }
+
+    #[test]
+    fn own_answers_are_those_of_one_call_and_are_kept_part_by_part() {
+        let (set, encoder) = (builtin::tiny_chat(), encoder());
+        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let decoder = noisy(&encoder);
+        let examiner = Examiner::new(&encoder, 8, 1);
+        let prompts = corpus.questions(Split::Evaluation, Kind::Hazard, 1_000).unwrap().prompts;
+        let greedy = Greedy { max_new_tokens: OWN_ANSWER, ..examiner.greedy().clone() };
+        let at_once = generate(&decoder, &prompts, &[], &greedy).unwrap();
+        assert!(at_once.iter().collect::<BTreeSet<_>>().len() > 10, "answers differ");
+        let mut store = Counting::default();
+        let answered =
+            |store: &mut Counting| corpus.own_answers(&examiner, &decoder, prompts.clone(), store, &Silent).unwrap();
+        let first = answered(&mut store);
+        assert!(first.iter().zip(&at_once).all(|(row, answer)| row.answer.starts_with(answer)));
+        let parts = store.puts;
+        assert!(parts > 1, "{parts}");
+        assert_eq!(answered(&mut store), first);
+        assert_eq!(store.puts, parts, "nothing is generated twice");
+    }
+
     #[test]
     fn a_small_sample_is_spread_over_the_categories() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
@@ -324,7 +437,9 @@ mod tests {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
         let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
         let decoder = planted(&encoder);
-        let data = corpus.stages(&Examiner::new(&encoder, 8, 1), &decoder, 0, Means::in_memory(1)).unwrap();
+        let examiner = Examiner::new(&encoder, 8, 1);
+        let mut store = Forgetful::default();
+        let data = corpus.stages(&examiner, &decoder, 0, Means::in_memory(1), &mut store, &Silent).unwrap();
         let attack = corpus.attack().unwrap();
         let measured: BTreeSet<Vec<u32>> = corpus.evaluation(usize::MAX).unwrap().prompts.into_iter().collect();
         let seen = data.defence.hazards.iter().chain(&data.defence.anchors).map(|row| &row.prompt);

@@ -8,7 +8,8 @@ use candle_core::Device;
 use super::bench::Units;
 use super::corpus::{Corpus, prompts_of};
 use super::device::{self, Demand, Machine};
-use super::journal::{Found, Inputs, Journal, Stop};
+use super::examiner::Examiner;
+use super::journal::{Found, Inputs, Journal, Scoped, Stop};
 use super::metrics::{Cast, Metrics};
 use super::model::{EVIDENCE, Located, Model, locate};
 use super::publish::{publish, recipe_text};
@@ -156,10 +157,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     let findings = trial.measure_base(&bench, &base, &Units::new(&mut journal), observer)?;
     metrics.lap("measure base");
 
-    let corpus = Corpus { set: &data, encoder: &base.encoder, system: trial.system, seed: recipe.seed };
-    let means = base.placement.means(&run);
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, means)?;
-    announce_own(&stage_data, recipe.data.own_requests, observer);
+    let stage_data = stage_data(recipe, &base, &data, &bench.examiner, &mut journal, observer)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     let sets = training.run(&mut journal, &mut metrics, observer)?;
@@ -212,23 +210,37 @@ pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &
     let bench = Trial::of(recipe, &data).bench(&base)?;
     let run = request.run.clone().unwrap_or_else(|| part_run(&request.out, shard));
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
-    let corpus =
-        Corpus { set: &data, encoder: &base.encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
-    let means = base.placement.means(&run);
-    let stage_data = corpus.stages(&bench.examiner, &base.decoder, recipe.data.own_requests, means)?;
+    let stage_data = stage_data(recipe, &base, &data, &bench.examiner, &mut journal, observer)?;
     let training =
         Training { recipe, layers: &stages, base: &base, data: &stage_data, data_digest: &data.digest, taken };
     training.run_part(shard, run, &mut journal, observer)
 }
 
-/// Says how many of the requests that a recipe asks the model for were of use.
-fn announce_own(data: &StageData, asked: usize, observer: &dyn Observer) {
+/// What the stages of `recipe` train on; answers of the base's own that a former run has given are taken from its journal.
+fn stage_data(
+    recipe: &Recipe,
+    base: &Model,
+    data: &PromptSet,
+    examiner: &Examiner,
+    journal: &mut Journal,
+    observer: &dyn Observer,
+) -> Result<StageData> {
+    let system = recipe.data.system.as_deref();
+    let corpus = Corpus { set: data, encoder: &base.encoder, system, seed: recipe.seed };
+    let means = base.placement.means(journal.dir());
+    let (decoder, asked) = (&base.decoder, recipe.data.own_requests);
+    // All that an answer depends on beside what is asked.
+    let device = decoder.device();
+    let scope = serde_json::json!([super::BUILD, base.identity(), device::kind(device), device::simd()]);
+    let data =
+        corpus.stages(examiner, decoder, asked, means, &mut Scoped::new(journal, scope.to_string()), observer)?;
     if asked > 0 {
         let (kept, anchors) = (data.own_requests, data.defence.anchors.len());
         observer.event(Event::Note(format!(
             "{kept} of {asked} requests that the model made up are new; {anchors} anchors in all"
         )));
     }
+    Ok(data)
 }
 
 /// What a recipe and a request name, read and checked.
