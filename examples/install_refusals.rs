@@ -29,11 +29,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const RANK: usize = 16;
 /// Rows of each harmless kind whose answers the model keeps.
-const KEPT: usize = 120;
+const KEPT: usize = 400;
 /// Tokens of an answer of its own that are kept at most.
 const ANSWER: usize = 32;
 /// Share of hazards in a batch.
-const HAZARDS: f64 = 0.4;
+const HAZARDS: f64 = 0.5;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // SAFETY: no other thread has been started yet.
@@ -45,7 +45,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let steps: usize = arguments.next().map_or(Ok(120), |steps| steps.parse())?;
     let decoder = Decoder::load(&Checkpoint::open(&model)?, &Device::Cpu)?;
     let encoder = PromptEncoder::open(&model)?;
-    let set = PromptSet::builtin("prompts")?.in_languages(&["en".to_owned()])?;
+    let set = match arguments.next() {
+        Some(path) => PromptSet::from_path(&PathBuf::from(path))?,
+        None => PromptSet::builtin("prompts")?.in_languages(&["en".to_owned()])?,
+    };
 
     let ask = |row: &Example| encoder.encode_chat(&row.prompt, None);
     let mut refusals = Vec::new();
@@ -54,35 +57,35 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         refusals.push(Dialogue { prompt: ask(row)?, answer: encoder.encode_answer(answer, true)? });
     }
     let mut stream = Stream::new(0, "install-refusals");
-    let mut harmless = Vec::new();
+    let start = Instant::now();
+    let options = Greedy { max_new_tokens: ANSWER, stop: encoder.stop_ids(), pad: 0, batch: 24 };
+    let closing = encoder.closing();
+    let mut kept: Vec<Vec<Dialogue>> = Vec::new();
     for kind in [Kind::Twin, Kind::Benign, Kind::Maths] {
         let mut rows: Vec<&Example> =
             [Split::Train, Split::Retain].into_iter().flat_map(|split| set.select(split, kind)).collect();
         stream.shuffle(&mut rows);
-        harmless.extend(rows.into_iter().take(KEPT));
+        let prompts = rows.into_iter().take(KEPT).map(ask).collect::<immunise::Result<Vec<_>>>()?;
+        let own = generate(&decoder, &prompts, &[], &options)?;
+        let answered = prompts.into_iter().zip(own).filter(|(_, answer)| !answer.is_empty());
+        let dialogues: Vec<Dialogue> = answered
+            .map(|(prompt, mut answer)| {
+                if answer.len() < ANSWER {
+                    answer.extend(closing);
+                }
+                Dialogue { prompt, answer }
+            })
+            .collect();
+        println!("{} own answers to rows of kind {kind:?} ({:.0} s)", dialogues.len(), start.elapsed().as_secs_f64());
+        kept.push(dialogues);
     }
-    let prompts = harmless.into_iter().map(ask).collect::<immunise::Result<Vec<_>>>()?;
-    let start = Instant::now();
-    let options = Greedy { max_new_tokens: ANSWER, stop: encoder.stop_ids(), pad: 0, batch: 24 };
-    let own = generate(&decoder, &prompts, &[], &options)?;
-    println!("{} refusals, {} answers of its own ({:.0} s)", refusals.len(), own.len(), start.elapsed().as_secs_f64());
-    let closing = encoder.closing();
-    let kept = prompts.into_iter().zip(own).filter(|(_, answer)| !answer.is_empty());
-    let kept: Vec<Dialogue> = kept
-        .map(|(prompt, mut answer)| {
-            if answer.len() < ANSWER {
-                answer.extend(closing);
-            }
-            Dialogue { prompt, answer }
-        })
-        .collect();
-
-    if kept.is_empty() {
-        return Err("expected the model to answer harmless requests, got empty answers only".into());
+    kept.retain(|dialogues| !dialogues.is_empty());
+    if refusals.is_empty() || kept.is_empty() {
+        return Err("expected hazards to refuse, and harmless requests that the model answers".into());
     }
     let settings = FineTune { steps, batch: 8, learning_rate: 1e-3, weight_decay: 0.0, prompt_weight: 0.0, pad: 0 };
     let draw = |stream: &mut Stream| {
-        let rows = if stream.unit() < HAZARDS { &refusals } else { &kept };
+        let rows = if stream.unit() < HAZARDS { &refusals } else { &kept[stream.below(kept.len())] };
         rows[stream.below(rows.len())].clone()
     };
     let adapters = tune_adapters(&decoder, RANK, &settings, &mut stream, draw, |step, loss| {

@@ -30,6 +30,7 @@ const HEAVY: &[&str] = &[
     "immunise harden recipes/demo.yaml",
     "immunise report compare et=",
     "immunise report compare trained=",
+    "immunise report compare broad=",
     "immunise verify hardened --policy llama",
     "immunise harden model --out hardened --key",
 ];
@@ -55,6 +56,7 @@ const ENDS: &[(&str, &[&str], i32)] = &[
 const REPORTS: &[(&str, &str)] = &[
     ("et", "docs/reports/smollm2-et.json"),
     ("adversarial", "docs/reports/smollm2-adversarial.json"),
+    ("broad", "docs/reports/smollm2-broad.json"),
     ("et", "docs/reports/qwen-et.json"),
 ];
 
