@@ -3,8 +3,8 @@
 
     python3 examples/broaden_prompts.py ADVBENCH.csv ALPACA.json INSTALL.jsonl TRAIN.jsonl
 
-INSTALL.jsonl is for `install_refusals`, TRAIN.jsonl for the recipe `broad.yaml`. Harmless rows that a model trains on have no
-answer, so that it is held to its own. 400 goals of AdvBench join the training hazards (160 of them in INSTALL.jsonl), 30 those
+INSTALL.jsonl is for `install_refusals`, TRAIN.jsonl for the recipe `broad.yaml`. Twins and everyday requests to train on have
+no answer, so that a model is held to its own. 400 goals of AdvBench join the training hazards (160 of them in INSTALL.jsonl), 30 those
 of validation, the rest the attacker's; instructions of at most 200 characters join the anchors (1,400 in TRAIN.jsonl, 2,000 in
 INSTALL.jsonl), evaluation (400) and validation (200). Needs nothing beside Python 3; equal inputs give equal bytes.
 """
