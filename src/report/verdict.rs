@@ -220,6 +220,9 @@ mod tests {
         let r = concluded(report(), &without_attacks);
         assert!(r.verdict == Verdict::Inconclusive && codes(&r).contains(&"nothing-gated"), "{:?}", codes(&r));
         let mut r = report();
+        r.attacks.iter_mut().for_each(|row| row.base = Some(Outcome::from_counts(10, 190, 0, 200)));
+        assert_eq!(concluded(r, &thresholds()).verdict, Verdict::Fail, "hardening opened one of them");
+        let mut r = report();
         let weak = Outcome::from_counts(10, 190, 0, 200);
         r.attacks.iter_mut().for_each(|row| (row.base, row.hardened) = (Some(weak), weak));
         assert_eq!(concluded(r, &thresholds()).verdict, Verdict::Inconclusive);
