@@ -321,6 +321,10 @@ mod tests {
         PromptEncoder::open(dir.path()).unwrap()
     }
 
+    fn corpus<'a>(set: &'a PromptSet, encoder: &'a PromptEncoder) -> Corpus<'a> {
+        Corpus { set, encoder, system: None, seed: 0 }
+    }
+
     /// A decoder that answers everything with the same token.
     fn planted(encoder: &PromptEncoder) -> Decoder {
         decoder(encoder, |shape| Tensor::ones(shape, DType::F32, &Device::Cpu))
@@ -355,7 +359,7 @@ mod tests {
         let (all, encoder) = (builtin::tiny_chat(), encoder());
         let anchors = |examples: Vec<Example>| {
             let set = PromptSet::new("prompts", examples);
-            let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+            let corpus = corpus(&set, &encoder);
             corpus
                 .stages(
                     &Examiner::new(&encoder, 8, 1),
@@ -404,7 +408,7 @@ mod tests {
     #[test]
     fn own_answers_are_those_of_one_call_and_are_kept_part_by_part() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
-        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let corpus = corpus(&set, &encoder);
         let decoder = noisy(&encoder);
         let examiner = Examiner::new(&encoder, 8, 1);
         let prompts = corpus.questions(Split::Evaluation, Kind::Hazard, 1_000).unwrap().prompts;
@@ -425,7 +429,7 @@ mod tests {
     #[test]
     fn a_small_sample_is_spread_over_the_categories() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
-        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let corpus = corpus(&set, &encoder);
         let rows = corpus.evaluation(60).unwrap();
         let categories: BTreeSet<&str> = rows.examples.iter().map(|row| row.category.as_str()).collect();
         assert!(categories.len() >= 6, "{categories:?}");
@@ -435,7 +439,7 @@ mod tests {
     #[test]
     fn nobody_trains_on_what_is_measured() {
         let (set, encoder) = (builtin::tiny_chat(), encoder());
-        let corpus = Corpus { set: &set, encoder: &encoder, system: None, seed: 0 };
+        let corpus = corpus(&set, &encoder);
         let decoder = planted(&encoder);
         let examiner = Examiner::new(&encoder, 8, 1);
         let mut store = Forgetful::default();

@@ -51,7 +51,8 @@ impl Rates {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AsrBound {
-    /// The most that the mean over the rows may be.
+    /// The most that the mean over the rows of edits that break the un-hardened model may be. A row that hardening opened, whose
+    /// interval lies above the un-hardened one's, is in no mean and is held against this by itself.
     pub max_mean: Option<f64>,
     /// The most that any one row may have.
     pub max_worst: Option<f64>,
