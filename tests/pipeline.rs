@@ -5,13 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Device;
+use immunise::attack::direction::{Classes, Contrast};
+use immunise::attack::prefix::Prefix;
 use immunise::attack::{AttackData, Pair};
 use immunise::checkpoint::{Checkpoint, Digest, diff};
 use immunise::defence::adversarial::PoolAdversary;
-use immunise::defence::spec::{AdversarialSpec, Focus};
+use immunise::defence::spec::{AdversarialSpec, Focus, Vector};
 use immunise::event::{Event, Observer, Silent};
-use immunise::intervention::Placed;
-use immunise::model::Decoder;
+use immunise::intervention::{Edit, Placed, Positions};
+use immunise::model::{Decoder, Point};
 use immunise::pipeline::device::Machine;
 use immunise::pipeline::model::measured_digests;
 use immunise::pipeline::pool::Pool;
@@ -158,7 +160,7 @@ fn blocks_met(focus: Focus, edits: usize, attacks: usize) -> [usize; 2] {
         focus,
         ..AdversarialSpec::default()
     };
-    let mut pool = Pool::new(&spec, &[0, 1], &data, 5).unwrap();
+    let mut pool = Pool::new(&spec, &[0, 1], &[0, 1], &data, 5).unwrap();
     let mut met = [0; 2];
     for step in 0..attacks {
         let found = pool.attack(&decoder, step).unwrap();
@@ -173,6 +175,8 @@ fn blocks_met(focus: Focus, edits: usize, attacks: usize) -> [usize; 2] {
         layers.iter().for_each(|&layer| met[layer] += 1);
         pool.reached(&layers.iter().map(|&layer| 4.0 * layer as f64).collect::<Vec<_>>());
     }
+    let (name, reached) = pool.strongest().unwrap();
+    assert!(name.ends_with("at block 1") && reached == 4.0, "{name} {reached}");
     met
 }
 
@@ -184,6 +188,59 @@ fn the_strongest_edits_are_met_more_often_and_the_others_still() {
     assert!((130..=170).contains(&strong) && weak + strong == 200, "{weak} {strong}");
     // None of the pool's four is met twice in one step.
     assert_eq!(blocks_met(Focus::Strongest, 4, 5), [10, 10]);
+}
+
+#[test]
+fn learned_edits_are_of_the_blocks_that_the_pool_is_given() {
+    let world = World::new();
+    let decoder = Decoder::load(&Checkpoint::open(&world.model()).unwrap(), &Device::Cpu).unwrap();
+    let pair = Pair { prompt: vec![3, 7], target: vec![9, 3, 4], opening: None };
+    let data = AttackData { pairs: vec![pair], ..AttackData::default() };
+    let spec = AdversarialSpec {
+        inner_steps: 1,
+        batch: 1,
+        ranks: vec![1, 2],
+        joint: 1,
+        edits_per_step: 3,
+        starts_from_base: false,
+        ..AdversarialSpec::default()
+    };
+    let mut pool = Pool::new(&spec, &[0, 1], &[1], &data, 5).unwrap();
+    let found: Vec<Edit> = pool.attack(&decoder, 0).unwrap().iter().map(|edit| edit.edit().unwrap()).collect();
+    let of = |edit: &Edit| match edit {
+        Edit::LowRank { layer, rank, .. } => (*layer, *rank),
+        other => panic!("{other:?}"),
+    };
+    let [first, second, Edit::Several { edits: joint }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!([of(first), of(second)], [(1, 1), (1, 2)], "two of block 1, of both ranks");
+    assert_eq!(joint.iter().map(of).collect::<Vec<_>>(), [(0, 1), (1, 1)], "one of all blocks");
+}
+
+#[test]
+fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
+    let world = World::new();
+    let decoder = Decoder::load(&Checkpoint::open(&world.model()).unwrap(), &Device::Cpu).unwrap();
+    let pair = Pair { prompt: vec![3, 7, 5], target: vec![9, 3, 4, 8, 2], opening: None };
+    let data = AttackData {
+        pairs: vec![pair.clone()],
+        harmless: vec![vec![6, 2, 11]],
+        twins: vec![vec![12, 10]],
+        ..AttackData::default()
+    };
+    let prefix = Prefix::new(&decoder, 1, &[&pair], data.pad).unwrap();
+    let candidates = [Contrast::Harmless, Contrast::Twins].map(|contrast| {
+        let classes = Classes::collect(&decoder, &data, contrast, 1, Point::ResidPre, 0).unwrap();
+        let edit = classes[1].projection(1).unwrap();
+        let placed = edit.place(&Device::Cpu).unwrap();
+        let loss = prefix.loss(&[0], &placed, Positions::All).unwrap().to_scalar::<f32>().unwrap();
+        (loss, edit)
+    });
+    let [(first, _), (second, _)] = candidates;
+    assert!((first - second).abs() > 1e-4, "{first} {second}: nothing to choose");
+    let best = &candidates[usize::from(second < first)].1;
+    let spec = AdversarialSpec { pool: 0, vectors: vec![Vector::Ablation], batch: 1, ..AdversarialSpec::default() };
+    let found = Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap();
+    assert_eq!(found[0].edit().unwrap(), *best);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use immunise::Error;
+use immunise::pipeline::harden::stage_layers;
 use immunise::recipe::{EMBEDDED, RawRecipe, Recipe, STAGE_KINDS, Stage, Suite};
 
 const SMALL: &str = "schema: 1
@@ -135,6 +136,14 @@ fn a_pool_holds_something() {
     for others in ["joint: 1", "vectors: [ablation]"] {
         assert!(parse(&stage(&format!("pool: 0\n    {others}"))).is_ok(), "{others}");
     }
+    for blocks in ["[]", "[\"4-2\"]", "[\"some\"]"] {
+        let found = problems(&stage(&format!("pool_layers: {blocks}")));
+        assert!(found.iter().any(|problem| problem.starts_with("stages.0.pool_layers: expected")), "{found:?}");
+    }
+    let recipe = parse(&stage("pool_layers: [1, \"3-7\"]")).unwrap();
+    let error = stage_layers(&recipe, 6).unwrap_err().to_string();
+    assert!(error.starts_with("stages.0.pool_layers: expected blocks below 6"), "{error}");
+    assert!(stage_layers(&recipe, 8).is_ok());
 }
 
 #[test]

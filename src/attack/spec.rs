@@ -126,7 +126,8 @@ pub enum Knowledge {
 
 /// Which blocks a row or a stage acts on: `each`, or a list of 0-based indices and ranges such as `[0, "2-4"]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, try_from = "serde_json::Value")]
+#[schemars(!try_from)]
 pub enum Layers {
     /// The word `each`: every block, one at a time.
     Named(EveryLayer),

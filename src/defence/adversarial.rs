@@ -50,6 +50,9 @@ pub trait PoolAdversary: Send {
     /// Learns what the edits of the last attack reached, in their order: the divergence of refusals under each, nats per answer token.
     fn reached(&mut self, divergences: &[f64]);
 
+    /// The edit that reaches most of those met so far, in words, and what it reaches.
+    fn strongest(&self) -> Option<(String, f64)>;
+
     /// Keeps everything that the next call of [`PoolAdversary::attack`] depends on.
     ///
     /// # Errors
@@ -142,11 +145,12 @@ pub fn run(
         run.count([reached.iter().sum::<f64>() * share, clean_loss]);
         if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {
             let [attack, clean] = run.losses;
+            let most = adversary.strongest().map_or_else(String::new, |(name, most)| format!(" ({name}: {most:.3})"));
             observer.event(Event::UnitFinished {
                 stage: "adversarial".into(),
                 done: run.step,
                 units: spec.steps,
-                detail: format!("under attack {attack:.3} nats, clean {clean:.4} nats from the original"),
+                detail: format!("under attack {attack:.3} nats{most}, clean {clean:.4} nats from the original"),
             });
             let mut kept = Snapshot::default();
             run.save(&mut kept)?;

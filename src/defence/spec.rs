@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::cache::CacheType;
+use crate::attack::spec::Layers;
 
 /// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -164,8 +165,21 @@ pub enum Vector {
     PrincipalComponent,
     /// Safety Arithmetic's vector, at all blocks.
     InContextVector,
-    /// The difference of class means at one block, projected out of every block.
+    /// A difference of class means, projected out of every block: the one of several blocks and contrasts that serves the attacker best.
     Ablation,
+}
+
+impl Vector {
+    /// Name of its attack.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeanDifference => "mean-difference",
+            Self::PrincipalComponent => "principal-component",
+            Self::InContextVector => "in-context-vector",
+            Self::Ablation => "ablation",
+        }
+    }
 }
 
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
@@ -189,6 +203,9 @@ pub struct AdversarialSpec {
     pub ranks: Vec<usize>,
     /// Learned edits kept warm per block; none only where there are `joint` ones or `vectors`.
     pub pool: usize,
+    /// Blocks that these edits are of; absent: those that the stage changes. An edit of one block is met by all blocks behind it, and
+    /// on a model of real size there is no time for edits of each.
+    pub pool_layers: Option<Layers>,
     /// Which blocks' edits are met more often: [`Focus`].
     pub focus: Focus,
     /// Learned edits of all blocks at once kept warm.
@@ -242,6 +259,7 @@ impl Default for AdversarialSpec {
             inner_learning_rates: vec![1e-2],
             ranks: vec![2, 4, 8],
             pool: 2,
+            pool_layers: None,
             focus: Focus::default(),
             joint: 0,
             amplify: vec![1.0],

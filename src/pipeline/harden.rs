@@ -20,8 +20,9 @@ use crate::adapter::{AdapterSet, merge};
 use crate::checkpoint::staging::check_target;
 use crate::checkpoint::{Checkpoint, Staged, files, patch};
 use crate::data::PromptSet;
+use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
-use crate::recipe::{Recipe, layers};
+use crate::recipe::{Recipe, Stage, layers};
 use crate::report::wording::percent;
 use crate::report::{Approved, Report, Shard, html};
 use crate::sign::{SIGNATURE_FILE, SigningKey};
@@ -295,8 +296,13 @@ fn begin(
 /// # Errors
 /// When a stage names a block that the model does not have.
 pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>> {
-    let stages = recipe.stages.iter().enumerate();
-    stages.map(|(i, stage)| layers::resolve(stage.layers(), n_layers, &format!("stages.{i}.layers"))).collect()
+    let blocks = |(i, stage): (usize, &Stage)| {
+        if let Stage::Adversarial(AdversarialSpec { pool_layers: Some(blocks), .. }, _) = stage {
+            layers::resolve(blocks, n_layers, &format!("stages.{i}.pool_layers"))?;
+        }
+        layers::resolve(stage.layers(), n_layers, &format!("stages.{i}.layers"))
+    };
+    recipe.stages.iter().enumerate().map(blocks).collect()
 }
 
 fn inputs(recipe: &Recipe, base: &Model, data: &str, device: &Device) -> Inputs {

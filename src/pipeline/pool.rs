@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use crate::attack::direction::{Classes, Contrast};
+use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Learner, fit, paper_steps};
 use crate::attack::prefix::Prefix;
@@ -22,6 +22,7 @@ use crate::intervention::{Edit, Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
 use crate::model::{Decoder, Point};
+use crate::report::wording;
 use crate::{Error, Result};
 
 /// Pairs, pairs per step and step size of the edits that are fitted on the weights of the beginning: the paper's, with half its
@@ -34,6 +35,9 @@ const VECTOR_PROMPTS: usize = 64;
 /// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
 const STRENGTHS: [f64; 6] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// Blocks that a projected direction is chosen among, for each contrast.
+const PROJECTED_BLOCKS: usize = 6;
 
 /// Share of the past in the running mean of what a member's edits reach.
 const REACH_DECAY: f64 = 0.8;
@@ -85,11 +89,18 @@ struct Learned {
 }
 
 impl Pool {
-    /// A pool against `layers`, aiming for the answers of the attacker's pairs whose openings the recipe allows.
+    /// A pool against `layers`, with learned edits of single blocks for those of `of_pool`, aiming for the answers of the attacker's
+    /// pairs whose openings the recipe allows.
     ///
     /// # Errors
     /// When no pair has an allowed opening.
-    pub fn new(spec: &AdversarialSpec, layers: &[usize], data: &AttackData, seed: u64) -> Result<Self> {
+    pub fn new(
+        spec: &AdversarialSpec,
+        layers: &[usize],
+        of_pool: &[usize],
+        data: &AttackData,
+        seed: u64,
+    ) -> Result<Self> {
         let allowed = |pair: &&Pair| {
             spec.openings.is_empty() || pair.opening.as_ref().is_some_and(|name| spec.openings.contains(name))
         };
@@ -97,10 +108,12 @@ impl Pool {
         if data.pairs.is_empty() {
             return Err(Error::usage(format!("`openings`: expected some of the data's, got {:?}", spec.openings)));
         }
-        let learned = |turn: usize, number: usize| {
+        // Step sizes are gone through upwards and ranks downwards, so that a block's edits differ in both.
+        let (ranks, rates) = (&spec.ranks, &spec.inner_learning_rates);
+        let learned = |at: usize, number: usize| {
             Kind::Learned(Box::new(Learned {
-                rank: spec.ranks[(turn + number) % spec.ranks.len()],
-                rate: spec.inner_learning_rates[turn % spec.inner_learning_rates.len()],
+                rank: ranks[(at + number * (ranks.len() - 1)) % ranks.len()],
+                rate: rates[(at + number) % rates.len()],
                 learner: None,
                 uses: 0,
                 // Neighbours in the pool begin in different ways.
@@ -109,17 +122,17 @@ impl Pool {
             }))
         };
         let mut members = Vec::new();
-        for (at, &layer) in layers.iter().enumerate() {
-            let end = at == 0 || at + 1 == layers.len();
+        for (at, &layer) in of_pool.iter().enumerate() {
+            let end = at == 0 || at + 1 == of_pool.len();
             let count = spec.pool * if end && spec.focus == Focus::Ends { 2 } else { 1 };
             for number in 0..count {
                 let stream = Stream::new(seed, &format!("pool/block-{layer}/{number}"));
-                members.push(Member::new(vec![layer], learned(at + number, number), stream));
+                members.push(Member::new(vec![layer], learned(at, number), stream));
             }
         }
         for number in 0..spec.joint {
             let stream = Stream::new(seed, &format!("pool/joint/{number}"));
-            members.push(Member::new(layers.to_vec(), learned(number, number), stream));
+            members.push(Member::new(layers.to_vec(), learned(0, number), stream));
         }
         for (number, vector) in spec.vectors.iter().enumerate() {
             let stream = Stream::new(seed, &format!("pool/{vector:?}/{number}"));
@@ -194,6 +207,12 @@ impl PoolAdversary for Pool {
         }
     }
 
+    fn strongest(&self) -> Option<(String, f64)> {
+        let met = self.members.iter().filter_map(|member| Some((member, member.reached?)));
+        let most = met.max_by(|(_, a), (_, b)| a.total_cmp(b));
+        most.map(|(member, reached)| (member.name(), reached))
+    }
+
     fn save(&self, into: &mut Snapshot) -> Result<()> {
         let reached: Vec<Option<u64>> = self.members.iter().map(|member| member.reached.map(f64::to_bits)).collect();
         into.put("pool/order", &(self.order.position(), &self.queue, reached))?;
@@ -216,6 +235,14 @@ impl PoolAdversary for Pool {
 impl Member {
     fn new(layers: Vec<usize>, kind: Kind, stream: Stream) -> Self {
         Self { layers, kind, stream, reached: None }
+    }
+
+    /// Its attack, and of a learned edit the blocks.
+    fn name(&self) -> String {
+        match &self.kind {
+            Kind::Learned(learned) => format!("noreft r{} at {}", learned.rank, wording::blocks(&self.layers)),
+            Kind::Found(found) => found.vector.name().to_owned(),
+        }
     }
 
     fn fit_base(&mut self, decoder: &Decoder, data: &AttackData) -> Result<()> {
@@ -365,7 +392,8 @@ impl Learned {
     }
 }
 
-/// The edit of the present weights at the strength under which the attacker's answers are likeliest.
+/// The edit of the present weights under which the attacker's answers are likeliest: a vector at one of several strengths, or one
+/// projected direction of several.
 fn strongest(
     vector: Vector,
     layers: &[usize],
@@ -376,29 +404,46 @@ fn strongest(
 ) -> Result<Placed> {
     // Block 0 reads the template's last token there, which is the same for all prompts: no difference of means.
     let later: Vec<usize> = layers.iter().copied().filter(|layer| *layer > 0).collect();
-    let one = [if later.is_empty() { layers[0] } else { later[stream.below(later.len())] }];
-    let (kind, layers) = match vector {
-        Vector::MeanDifference => (AttackKind::MeanDifference, &one[..]),
-        Vector::PrincipalComponent => (AttackKind::PrincipalComponent, layers),
-        Vector::InContextVector => (AttackKind::InContextVector, layers),
-        Vector::Ablation => {
-            let classes = Classes::collect(decoder, data, Contrast::Harmless, VECTOR_PROMPTS, Point::ResidPre, 0)?;
-            return classes[one[0]].projection(1)?.place(decoder.device());
-        }
+    let later = if later.is_empty() { &layers[..1] } else { &later };
+    let one = |stream: &mut Stream| later[stream.below(later.len())];
+    let candidates = match vector {
+        Vector::MeanDifference => steered(AttackKind::MeanDifference, &[one(stream)], decoder, data)?,
+        Vector::PrincipalComponent => steered(AttackKind::PrincipalComponent, layers, decoder, data)?,
+        Vector::InContextVector => steered(AttackKind::InContextVector, layers, decoder, data)?,
+        Vector::Ablation => projections(later, decoder, data, stream)?,
     };
-    let same =
-        || Error::input("class activations", "expected hazards to differ from harmless prompts, got no difference");
-    let steering = Steering::find(kind, layers, decoder, data, VECTOR_PROMPTS)?.ok_or_else(same)?;
     let rows: Vec<usize> = (0..prefix.len().div_ceil(2)).collect();
     let mut best: Option<(f32, Placed)> = None;
-    for strength in STRENGTHS.iter().flat_map(|strength| [-strength, *strength]) {
-        let placed = steering.edit(strength).place(decoder.device())?;
+    for edit in candidates {
+        let placed = edit.place(decoder.device())?;
         let loss = prefix.loss(&rows, &placed, Positions::All)?.to_scalar::<f32>()?;
         if best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
             best = Some((loss, placed));
         }
     }
-    best.map(|(_, placed)| placed).ok_or_else(|| Error::input("strengths", "expected one at least, got none"))
+    best.map(|(_, placed)| placed).ok_or_else(|| Error::input("candidates", "expected one at least, got none"))
+}
+
+/// The vector of `kind` at every strength, of either sign.
+fn steered(kind: AttackKind, layers: &[usize], decoder: &Decoder, data: &AttackData) -> Result<Vec<Edit>> {
+    let same =
+        || Error::input("class activations", "expected hazards to differ from harmless prompts, got no difference");
+    let steering = Steering::find(kind, layers, decoder, data, VECTOR_PROMPTS)?.ok_or_else(same)?;
+    let strengths = STRENGTHS.iter().flat_map(|strength| [-strength, *strength]);
+    Ok(strengths.map(|strength| steering.edit(strength)).collect())
+}
+
+/// Directions of some of `layers` at one of the tokens that end all prompts, for every contrast: what the suite chooses among.
+fn projections(layers: &[usize], decoder: &Decoder, data: &AttackData, stream: &mut Stream) -> Result<Vec<Edit>> {
+    let mut edits = Vec::new();
+    for contrast in contrasts(data) {
+        let back = stream.below(shared_ending(data).max(1));
+        let classes = Classes::collect(decoder, data, contrast, VECTOR_PROMPTS, Point::ResidPre, back)?;
+        let drawn = stream.sample(layers.len(), PROJECTED_BLOCKS.min(layers.len()));
+        // Where both means are equal there is no direction.
+        edits.extend(drawn.into_iter().filter_map(|at| classes[layers[at]].projection(1).ok()));
+    }
+    Ok(edits)
 }
 
 /// The edits of single blocks that an edit consists of.

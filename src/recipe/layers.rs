@@ -44,18 +44,24 @@ pub fn most(layers: &Layers) -> usize {
 }
 
 /// Reads what a recipe may write: `each`, one block, one range, or a list of both.
-pub(super) fn read(value: &Value) -> Result<Layers, String> {
-    let items = match value {
-        Value::String(text) if text == "each" => return Ok(Layers::Named(EveryLayer::Each)),
-        Value::Array(items) if items.is_empty() => return Err("expected one block at least, got an empty list".into()),
-        Value::Array(items) => items.iter().map(item).collect::<Result<Vec<_>, _>>()?,
-        Value::String(_) | Value::Number(_) => vec![item(value)?],
-        other => return Err(format!("{EXPECTED}, got {}", kind(other))),
-    };
-    for item in &items {
-        ends(item)?;
+impl TryFrom<Value> for Layers {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let items = match &value {
+            Value::String(text) if text == "each" => return Ok(Self::Named(EveryLayer::Each)),
+            Value::Array(items) if items.is_empty() => {
+                return Err("expected one block at least, got an empty list".into());
+            }
+            Value::Array(items) => items.iter().map(item).collect::<Result<Vec<_>, _>>()?,
+            Value::String(_) | Value::Number(_) => vec![item(&value)?],
+            other => return Err(format!("{EXPECTED}, got {}", kind(other))),
+        };
+        for item in &items {
+            ends(item)?;
+        }
+        Ok(Self::List(items))
     }
-    Ok(Layers::List(items))
 }
 
 const EXPECTED: &str = "expected `each`, a block such as `3`, a range such as `2-4`, or a list of them";
@@ -107,7 +113,7 @@ mod tests {
     use super::*;
 
     fn blocks(value: serde_json::Value, n_layers: usize) -> Vec<usize> {
-        resolve(&read(&value).unwrap(), n_layers, "layers").unwrap()
+        resolve(&Layers::try_from(value).unwrap(), n_layers, "layers").unwrap()
     }
 
     #[test]
@@ -124,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_block_beyond_the_model_names_the_key() {
-        let error = resolve(&read(&json!([0, "4-6"])).unwrap(), 6, "stages.1.layers").unwrap_err();
+        let error = resolve(&Layers::try_from(json!([0, "4-6"])).unwrap(), 6, "stages.1.layers").unwrap_err();
         assert!(error.to_string().starts_with("stages.1.layers: expected blocks below 6"), "{error}");
     }
 
@@ -133,9 +139,9 @@ mod tests {
         for value in
             [json!([]), json!("all"), json!(["4-2"]), json!([-1]), json!([1.5]), json!({"a": 1}), json!(["2-"])]
         {
-            assert!(read(&value).is_err(), "{value}");
+            assert!(Layers::try_from(value.clone()).is_err(), "{value}");
         }
         // A range as long as memory is stopped by the model's size, not built.
-        assert!(resolve(&read(&json!("0-18446744073709551614")).unwrap(), 6, "layers").is_err());
+        assert!(resolve(&Layers::try_from(json!("0-18446744073709551614")).unwrap(), 6, "layers").is_err());
     }
 }

@@ -6,7 +6,7 @@ use super::fields::{Problems, Section, join, parse, show};
 use super::raw::RawRecipe;
 use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
-use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite, layers};
+use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite};
 use crate::attack::spec::{Allowance, AttackKind, AttackSpec, Knowledge, Layers, Method, Search};
 use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::error::{Error, Result};
@@ -196,7 +196,7 @@ fn read_data(value: &Value, problems: &mut Problems) -> Option<Data> {
 }
 
 fn read_layers(key: &str, value: &Value, problems: &mut Problems) -> Option<Layers> {
-    layers::read(value).map_err(|problem| problems.add(key, problem)).ok()
+    Layers::try_from(value.clone()).map_err(|problem| problems.add(key, problem)).ok()
 }
 
 /// The `kind` of a stage or attack, one of `kinds`.
