@@ -254,7 +254,7 @@ fn a_gate_on_rows_that_the_suite_lacks_is_a_problem() {
 fn stage_layers_default_to_those_of_the_recipe() {
     let text = format!("layers: [0, 2-3]\n{SMALL}");
     let recipe = parse(&text).unwrap();
-    assert_eq!(immunise::recipe::layers::resolve(recipe.stages[0].layers(), 6, "layers").unwrap(), [0, 2, 3]);
+    assert_eq!(recipe.stages[0].layers().resolve(6, "layers").unwrap(), [0, 2, 3]);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::form::Form;
 use super::transfer::MapKind;
-use crate::intervention::Positions;
 use crate::intervention::import::Op;
+use crate::intervention::{Layers, Positions};
 
 /// What kind of adversary a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
@@ -122,41 +122,6 @@ pub enum Knowledge {
     Frozen,
     /// Re-fitted on the hardened weights with fresh seeds.
     Adaptive,
-}
-
-/// Which blocks a row or a stage acts on: `each`, or a list of 0-based indices and ranges such as `[0, "2-4"]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(untagged, try_from = "serde_json::Value")]
-#[schemars(!try_from)]
-pub enum Layers {
-    /// The word `each`: every block, one at a time.
-    Named(EveryLayer),
-    /// The listed blocks.
-    List(Vec<LayerItem>),
-}
-
-impl Default for Layers {
-    fn default() -> Self {
-        Self::Named(EveryLayer::Each)
-    }
-}
-
-/// The word for all blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum EveryLayer {
-    /// `each`.
-    Each,
-}
-
-/// One entry of a layer list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(untagged)]
-pub enum LayerItem {
-    /// A block index.
-    Index(usize),
-    /// An inclusive range, `"2-4"`.
-    Range(String),
 }
 
 /// The grid that a searched, re-fitted learned edit is the worst case of.

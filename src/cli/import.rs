@@ -65,9 +65,10 @@ fn wrong(text: &str, problem: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::spec::{Knowledge, LayerItem, Layers};
+    use crate::attack::spec::Knowledge;
     use crate::intervention::Positions;
     use crate::intervention::import::Op;
+    use crate::intervention::layers::{LayerItem, Layers};
 
     const GGUF: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/artefacts/control_vector.gguf");
     const CAA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/artefacts/caa/vec_layer_2_tiny-chat.pt");

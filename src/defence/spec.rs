@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::cache::CacheType;
-use crate::attack::spec::Layers;
+use crate::intervention::Layers;
 
 /// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]

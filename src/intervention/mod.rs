@@ -2,6 +2,8 @@
 
 pub mod edit;
 pub mod import;
+pub mod layers;
 
 pub use crate::model::hooks::Positions;
 pub use edit::{Edit, Placed};
+pub use layers::Layers;

@@ -11,11 +11,11 @@ use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
-use crate::attack::spec::{AttackKind, AttackSpec, Layers, Method, Search};
+use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
 use crate::attack::steering::Steering;
 use crate::attack::transport::Transport;
-use crate::intervention::Edit;
 use crate::intervention::import::{self, Change, Terms};
+use crate::intervention::{Edit, Layers};
 use crate::math::seed::Stream;
 use crate::model::hooks::Intervention as _;
 use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
@@ -440,7 +440,7 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
 
 /// The settings that a fit depends on: who measures it, how often and on which blocks is left out.
 fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
-    let defaults = crate::attack::spec::Layers::default();
+    let defaults = Layers::default();
     AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, budget: None, search: search.cloned(), ..spec.clone() }
 }
 

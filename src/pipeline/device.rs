@@ -7,7 +7,7 @@ use candle_core::Device;
 use crate::defence::spec::{CacheType, Parameters};
 use crate::defence::{Means, Room, et_closed};
 use crate::model::Blueprint;
-use crate::recipe::{Recipe, Stage, layers};
+use crate::recipe::{Recipe, Stage};
 use crate::{Error, Result};
 
 /// Share of the memory that is free at the start which may be taken.
@@ -120,7 +120,7 @@ impl Apart {
     fn of(stage: &Stage) -> Self {
         // An input and two targets.
         let kept = |hazards: usize, anchors: usize, cache: CacheType| 3 * (hazards + anchors) * cache.bytes();
-        let blocks = layers::most(stage.layers());
+        let blocks = stage.layers().most();
         match stage {
             Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => Self {
                 kept: kept(spec.prompts, spec.anchors, spec.cache),

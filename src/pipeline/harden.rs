@@ -22,7 +22,7 @@ use crate::checkpoint::{Checkpoint, Staged, files, patch};
 use crate::data::PromptSet;
 use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
-use crate::recipe::{Recipe, Stage, layers};
+use crate::recipe::{Recipe, Stage};
 use crate::report::wording::percent;
 use crate::report::{Approved, Report, Shard, html};
 use crate::sign::{SIGNATURE_FILE, SigningKey};
@@ -298,9 +298,9 @@ fn begin(
 pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>> {
     let blocks = |(i, stage): (usize, &Stage)| {
         if let Stage::Adversarial(AdversarialSpec { pool_layers: Some(blocks), .. }, _) = stage {
-            layers::resolve(blocks, n_layers, &format!("stages.{i}.pool_layers"))?;
+            blocks.resolve(n_layers, &format!("stages.{i}.pool_layers"))?;
         }
-        layers::resolve(stage.layers(), n_layers, &format!("stages.{i}.layers"))
+        stage.layers().resolve(n_layers, &format!("stages.{i}.layers"))
     };
     recipe.stages.iter().enumerate().map(blocks).collect()
 }

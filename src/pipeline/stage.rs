@@ -16,7 +16,6 @@ use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::recipe::Stage;
-use crate::recipe::layers::resolve;
 
 /// Pairs per step of the paper's attack.
 const PAPER_BATCH: usize = 10;
@@ -82,7 +81,7 @@ pub fn run_stage(
         Stage::HdrTopk(spec, _) => removal(spec, 0.1),
         Stage::Adversarial(spec, _) => {
             let of_pool = match &spec.pool_layers {
-                Some(blocks) => resolve(blocks, weights.current.n_layers(), "pool_layers")?,
+                Some(blocks) => blocks.resolve(weights.current.n_layers(), "pool_layers")?,
                 None => layers.to_vec(),
             };
             let mut pool = Pool::new(spec, layers, &of_pool, &data.attack, seed)?;

@@ -19,7 +19,7 @@ use crate::Result;
 use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Method};
 use crate::event::{Event, Observer};
 use crate::intervention::Positions;
-use crate::recipe::{Suite, layers};
+use crate::recipe::Suite;
 use crate::report::wording::{percent, ranges};
 use crate::report::{self, Agreement, AttackRow, Budget, Calibration, Outcome, Rates, Shard, SkipReason, SkippedRow};
 
@@ -60,7 +60,7 @@ impl Grid {
         let mut names: Vec<(String, Positions)> = vec![];
         let wants_random = suite.attacks.iter().any(|spec| spec.kind == AttackKind::Random);
         for (row, spec) in suite.attacks.iter().enumerate() {
-            let blocks = layers::resolve(&spec.layers, n_layers, &format!("suite.attacks.{row}.layers"))?;
+            let blocks = spec.layers.resolve(n_layers, &format!("suite.attacks.{row}.layers"))?;
             let places: Vec<Vec<usize>> =
                 if spec.acts_on_all() { vec![blocks] } else { blocks.into_iter().map(|block| vec![block]).collect() };
             let mut name = match spec.kind {

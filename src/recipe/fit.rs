@@ -71,7 +71,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::{Recipe, Stage, layers};
+    use crate::recipe::{Recipe, Stage};
 
     fn recipe(name: &str, n_layers: usize, parameters: u64) -> Recipe {
         Recipe::parse(&fitted(name, n_layers, parameters).unwrap(), Path::new("fitted.yaml")).unwrap()
@@ -82,7 +82,7 @@ mod tests {
         for (name, _) in EMBEDDED {
             for parameters in [1_000_000, 1_500_000_000, 8_000_000_000] {
                 let recipe = recipe(name, 30, parameters);
-                assert_eq!(layers::resolve(&recipe.layers, 30, "layers").unwrap().len(), 30, "{name}");
+                assert_eq!(recipe.layers.resolve(30, "layers").unwrap().len(), 30, "{name}");
             }
         }
     }
@@ -91,7 +91,7 @@ mod tests {
     fn larger_models_get_fewer_fits_and_smaller_batches_in_every_family() {
         let cost = |name: &str, parameters: u64| {
             let recipe = recipe(name, 32, parameters);
-            let fits = layers::resolve(&recipe.suite.attacks[0].layers, 32, "layers").unwrap().len();
+            let fits = recipe.suite.attacks[0].layers.resolve(32, "layers").unwrap().len();
             let batch = recipe.stages.iter().find_map(|stage| match stage {
                 Stage::Adversarial(spec, _) => Some((spec.steps, spec.batch, spec.anchor_batch)),
                 _ => None,

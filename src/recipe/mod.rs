@@ -2,7 +2,7 @@
 //!
 //! `YAML → RawRecipe → Recipe`. [`RawRecipe`] is untrusted text that was read within limits; overrides from the command line
 //! are put in there. [`Recipe`] is valid and complete: every default filled in, every number in range, so nothing downstream
-//! checks again. What depends on the model (how many blocks there are) is checked by [`layers::resolve`] once it is known.
+//! checks again. What depends on the model (how many blocks there are) is checked by [`Layers::resolve`] once it is known.
 //!
 //! # Example
 //! ```
@@ -15,7 +15,6 @@
 
 mod fields;
 pub mod fit;
-pub mod layers;
 mod origin;
 mod raw;
 mod stage;
@@ -29,8 +28,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::attack::spec::{Allowance, AttackSpec, Layers};
+use crate::attack::spec::{Allowance, AttackSpec};
 use crate::error::Result;
+use crate::intervention::Layers;
 use crate::judge::guard::GuardSpec;
 use crate::report::{Access, Calibration, Thresholds};
 use crate::utility::spec::TaskSpec;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Problems, Section};
 use super::validate::Checked;
-use crate::attack::spec::Layers;
 use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec, HarmVectorSpec};
+use crate::intervention::Layers;
 
 /// Writes `{kind, layers, …the spec's own keys}`.
 fn write<S: Serializer>(s: S, kind: &str, layers: &Layers, spec: &impl Serialize) -> Result<S::Ok, S::Error> {

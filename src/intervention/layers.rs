@@ -1,44 +1,81 @@
-//! From `each` or `[0, "2-4"]` to block indices.
+//! Which blocks something acts on: from `each` or `[0, "2-4"]` to block indices.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::attack::spec::{EveryLayer, LayerItem, Layers};
 use crate::error::{Error, Result};
 
-/// The 0-based blocks that `layers` names in a model of `n_layers`, ascending and without repetition.
-///
-/// # Errors
-/// [`Error::Input`] that names `key` when a block is beyond the model or a range is malformed.
-pub fn resolve(layers: &Layers, n_layers: usize, key: &str) -> Result<Vec<usize>> {
-    let items = match layers {
-        Layers::Named(EveryLayer::Each) => return Ok((0..n_layers).collect()),
-        Layers::List(items) => items,
-    };
-    let mut blocks = vec![];
-    for item in items {
-        let (start, end) = ends(item).map_err(|problem| Error::input(key, problem))?;
-        if end >= n_layers {
-            return Err(Error::input(
-                key,
-                format!("expected blocks below {n_layers}, the model's number of blocks, got {end}"),
-            )
-            .hint("blocks count from 0"));
-        }
-        blocks.extend(start..=end);
-    }
-    blocks.sort_unstable();
-    blocks.dedup();
-    Ok(blocks)
+/// Which blocks a row or a stage acts on: `each`, or a list of 0-based indices and ranges such as `[0, "2-4"]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged, try_from = "serde_json::Value")]
+#[schemars(!try_from)]
+pub enum Layers {
+    /// The word `each`: every block, one at a time.
+    Named(EveryLayer),
+    /// The listed blocks.
+    List(Vec<LayerItem>),
 }
 
-/// How many blocks `layers` names at most, of a model of any size.
-#[must_use]
-pub fn most(layers: &Layers) -> usize {
-    match layers {
-        Layers::Named(EveryLayer::Each) => usize::MAX,
-        Layers::List(items) => {
-            let count = |item: &LayerItem| ends(item).map_or(0, |(start, end)| end - start + 1);
-            items.iter().map(count).fold(0, usize::saturating_add)
+impl Default for Layers {
+    fn default() -> Self {
+        Self::Named(EveryLayer::Each)
+    }
+}
+
+/// The word for all blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EveryLayer {
+    /// `each`.
+    Each,
+}
+
+/// One entry of a layer list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged)]
+pub enum LayerItem {
+    /// A block index.
+    Index(usize),
+    /// An inclusive range, `"2-4"`.
+    Range(String),
+}
+
+impl Layers {
+    /// The 0-based blocks that these are in a model of `n_layers`, ascending and without repetition.
+    ///
+    /// # Errors
+    /// [`Error::Input`] that names `key` when a block is beyond the model or a range is malformed.
+    pub fn resolve(&self, n_layers: usize, key: &str) -> Result<Vec<usize>> {
+        let items = match self {
+            Self::Named(EveryLayer::Each) => return Ok((0..n_layers).collect()),
+            Self::List(items) => items,
+        };
+        let mut blocks = vec![];
+        for item in items {
+            let (start, end) = ends(item).map_err(|problem| Error::input(key, problem))?;
+            if end >= n_layers {
+                return Err(Error::input(
+                    key,
+                    format!("expected blocks below {n_layers}, the model's number of blocks, got {end}"),
+                )
+                .hint("blocks count from 0"));
+            }
+            blocks.extend(start..=end);
+        }
+        blocks.sort_unstable();
+        blocks.dedup();
+        Ok(blocks)
+    }
+
+    /// How many blocks these are at most, of a model of any size.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        match self {
+            Self::Named(EveryLayer::Each) => usize::MAX,
+            Self::List(items) => {
+                let count = |item: &LayerItem| ends(item).map_or(0, |(start, end)| end - start + 1);
+                items.iter().map(count).fold(0, usize::saturating_add)
+            }
         }
     }
 }
@@ -113,7 +150,7 @@ mod tests {
     use super::*;
 
     fn blocks(value: serde_json::Value, n_layers: usize) -> Vec<usize> {
-        resolve(&Layers::try_from(value).unwrap(), n_layers, "layers").unwrap()
+        Layers::try_from(value).unwrap().resolve(n_layers, "layers").unwrap()
     }
 
     #[test]
@@ -130,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_block_beyond_the_model_names_the_key() {
-        let error = resolve(&Layers::try_from(json!([0, "4-6"])).unwrap(), 6, "stages.1.layers").unwrap_err();
+        let error = Layers::try_from(json!([0, "4-6"])).unwrap().resolve(6, "stages.1.layers").unwrap_err();
         assert!(error.to_string().starts_with("stages.1.layers: expected blocks below 6"), "{error}");
     }
 
@@ -142,6 +179,6 @@ mod tests {
             assert!(Layers::try_from(value.clone()).is_err(), "{value}");
         }
         // A range as long as memory is stopped by the model's size, not built.
-        assert!(resolve(&Layers::try_from(json!("0-18446744073709551614")).unwrap(), 6, "layers").is_err());
+        assert!(Layers::try_from(json!("0-18446744073709551614")).unwrap().resolve(6, "layers").is_err());
     }
 }
