@@ -57,6 +57,7 @@ const REPORTS: &[(&str, &str)] = &[
     ("et", "docs/reports/smollm2-et.json"),
     ("adversarial", "docs/reports/smollm2-adversarial.json"),
     ("broad", "docs/reports/smollm2-broad.json"),
+    ("one-block", "docs/reports/smollm2-one-block.json"),
     ("et", "docs/reports/qwen-et.json"),
 ];
 
