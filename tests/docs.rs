@@ -31,6 +31,7 @@ const HEAVY: &[&str] = &[
     "immunise report compare et=",
     "immunise report compare trained=",
     "immunise report compare broad=",
+    "immunise report compare one-block=",
     "immunise verify hardened --policy llama",
     "immunise harden model --out hardened --key",
 ];

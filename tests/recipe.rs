@@ -136,11 +136,12 @@ fn a_pool_holds_something() {
     for others in ["joint: 1", "vectors: [ablation]"] {
         assert!(parse(&stage(&format!("pool: 0\n    {others}"))).is_ok(), "{others}");
     }
-    for blocks in ["[]", "[\"4-2\"]", "[\"some\"]"] {
+    for blocks in ["[]", "[\"4-2\"]", "[\"some\"]", "1\n    pool: 0\n    joint: 1"] {
         let found = problems(&stage(&format!("pool_layers: {blocks}")));
         assert!(found.iter().any(|problem| problem.starts_with("stages.0.pool_layers: expected")), "{found:?}");
     }
     let recipe = parse(&stage("pool_layers: [1, \"3-7\"]")).unwrap();
+    assert!(parse(&stage("pool_layers: 5")).is_ok(), "one block, as `layers` takes it");
     let error = stage_layers(&recipe, 6).unwrap_err().to_string();
     assert!(error.starts_with("stages.0.pool_layers: expected blocks below 6"), "{error}");
     assert!(stage_layers(&recipe, 8).is_ok());

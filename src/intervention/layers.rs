@@ -23,7 +23,7 @@ impl Default for Layers {
 }
 
 /// The word for all blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EveryLayer {
     /// `each`.
@@ -31,7 +31,7 @@ pub enum EveryLayer {
 }
 
 /// One entry of a layer list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum LayerItem {
     /// A block index.

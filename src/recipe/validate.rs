@@ -469,6 +469,12 @@ impl Checked for AdversarialSpec {
         }
         let others = self.joint > 0 || !self.vectors.is_empty();
         problems.count(at, "pool", self.pool, usize::from(!others), MAX_COUNT);
+        if self.pool == 0 && self.pool_layers.is_some() {
+            problems.add(
+                join(at, "pool_layers"),
+                "expected a `pool` of learned edits to be of these blocks, got `pool: 0`",
+            );
+        }
         problems.count(at, "joint", self.joint, 0, MAX_COUNT);
         problems.count(at, "steps", self.steps, 0, MAX_COUNT);
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
