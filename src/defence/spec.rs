@@ -169,19 +169,6 @@ pub enum Vector {
     Ablation,
 }
 
-impl Vector {
-    /// Name of its attack.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MeanDifference => "mean-difference",
-            Self::PrincipalComponent => "principal-component",
-            Self::InContextVector => "in-context-vector",
-            Self::Ablation => "ablation",
-        }
-    }
-}
-
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
 /// keep being re-trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]

@@ -9,6 +9,7 @@
 
 use rayon::prelude::*;
 
+use super::cell::kind_name;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Learner, fit, paper_steps};
@@ -241,7 +242,7 @@ impl Member {
     fn name(&self) -> String {
         match &self.kind {
             Kind::Learned(learned) => format!("noreft r{} at {}", learned.rank, wording::blocks(&self.layers)),
-            Kind::Found(found) => found.vector.name().to_owned(),
+            Kind::Found(found) => kind_name(attack_of(found.vector)).to_owned(),
         }
     }
 
@@ -406,10 +407,10 @@ fn strongest(
     let later: Vec<usize> = layers.iter().copied().filter(|layer| *layer > 0).collect();
     let later = if later.is_empty() { &layers[..1] } else { &later };
     let one = |stream: &mut Stream| later[stream.below(later.len())];
+    let kind = attack_of(vector);
     let candidates = match vector {
-        Vector::MeanDifference => steered(AttackKind::MeanDifference, &[one(stream)], decoder, data)?,
-        Vector::PrincipalComponent => steered(AttackKind::PrincipalComponent, layers, decoder, data)?,
-        Vector::InContextVector => steered(AttackKind::InContextVector, layers, decoder, data)?,
+        Vector::MeanDifference => steered(kind, &[one(stream)], decoder, data)?,
+        Vector::PrincipalComponent | Vector::InContextVector => steered(kind, layers, decoder, data)?,
         Vector::Ablation => projections(later, decoder, data, stream)?,
     };
     let rows: Vec<usize> = (0..prefix.len().div_ceil(2)).collect();
@@ -422,6 +423,15 @@ fn strongest(
         }
     }
     best.map(|(_, placed)| placed).ok_or_else(|| Error::input("candidates", "expected one at least, got none"))
+}
+
+fn attack_of(vector: Vector) -> AttackKind {
+    match vector {
+        Vector::MeanDifference => AttackKind::MeanDifference,
+        Vector::PrincipalComponent => AttackKind::PrincipalComponent,
+        Vector::InContextVector => AttackKind::InContextVector,
+        Vector::Ablation => AttackKind::Ablation,
+    }
 }
 
 /// The vector of `kind` at every strength, of either sign.
