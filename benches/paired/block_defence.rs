@@ -1,4 +1,5 @@
-//! Defence of one block to equal neutralisation: `et-closed` and `et` against the reference's algorithm written plainly.
+//! Defence of one block to equal neutralisation: `et-closed` and `et` against the reference's algorithm written plainly, and `et-closed`
+//! against `et`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -32,60 +33,127 @@ const HELD_OUT: usize = 32;
 const SIZE: f32 = 0.5;
 /// The reference gets this many times our time before its turn ends, and no more than so many seconds.
 const PATIENCE: (f64, f64) = (60.0, 300.0);
+/// Turns of `et-closed` and `et` beside one another.
+const TURNS: usize = 3;
 
-pub fn run() -> Outcome<Vec<Pair>> {
-    let folder = tempfile::tempdir()?;
-    let real = std::env::var_os("IMMUNISE_MODELS").map(|dir| PathBuf::from(dir).join("smollm2")).filter(|d| d.is_dir());
-    let (dir, prompts) = match &real {
-        Some(dir) => (dir.clone(), real_prompts(dir)?),
-        None => {
-            let blueprint = smollm2(30, 49152);
-            write(folder.path(), &blueprint, 1)?;
-            (folder.path().to_owned(), tokens(TRAIN + HELD_OUT, LENGTH, blueprint.vocab, "prompts"))
+/// A block, its prompts, and the edit that it is to ignore.
+struct Block {
+    folder: tempfile::TempDir,
+    dir: PathBuf,
+    model: &'static str,
+    decoder: Decoder,
+    prompts: Vec<Vec<u32>>,
+    edit: Edit,
+}
+
+impl Block {
+    fn prepare() -> Outcome<Self> {
+        let folder = tempfile::tempdir()?;
+        let real =
+            std::env::var_os("IMMUNISE_MODELS").map(|dir| PathBuf::from(dir).join("smollm2")).filter(|d| d.is_dir());
+        let (dir, prompts, model) = match real {
+            Some(dir) => (dir.clone(), real_prompts(&dir)?, "SmolLM2-135M"),
+            None => {
+                let blueprint = smollm2(30, 49152);
+                write(folder.path(), &blueprint, 1)?;
+                let prompts = tokens(TRAIN + HELD_OUT, LENGTH, blueprint.vocab, "prompts");
+                (folder.path().to_owned(), prompts, "random weights of its shape")
+            }
+        };
+        let decoder = Decoder::load(&Checkpoint::open(&dir)?, &candle_core::Device::Cpu)?;
+        let edit = edit(&decoder, &prompts[TRAIN..])?;
+        Ok(Self { folder, dir, model, decoder, prompts, edit })
+    }
+
+    /// Seconds that a stage takes to make the block ignore the edit, and the held-out error that it ends with.
+    fn timed(
+        &self,
+        target: &Target<'_>,
+        stage: impl FnOnce(&Given<'_>) -> immunise::Result<StageOutcome>,
+    ) -> Outcome<(f64, f64)> {
+        let dialogue = |prompt: &Vec<u32>| Dialogue { prompt: prompt.clone(), answer: vec![] };
+        let hazards = self.prompts[..TRAIN].iter().map(dialogue).collect();
+        let data = DefenceData { hazards, ..DefenceData::default() };
+        let adversary = Fixed(|_: &Decoder, _| self.edit.clone());
+        let means = Means::in_memory(1);
+        let weights = Weighed::from(&self.decoder);
+        let start = Instant::now();
+        let outcome = stage(&Given { weights, data: &data, adversary: &adversary, means: &means, seed: 0 })?;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok((seconds, target.error(&merge(&self.decoder, &outcome.adapters)?)?))
+    }
+}
+
+fn closed(prompts: usize) -> EtClosedSpec {
+    EtClosedSpec { rank: 8, bank: 1, prompts, anchors: 0, rounds: 1, ..EtClosedSpec::default() }
+}
+
+fn descent(steps: usize) -> EtSpec {
+    EtSpec { prompts: TRAIN, anchors: 0, rounds: 1, steps, ..EtSpec::default() }
+}
+
+fn run_closed(spec: &EtClosedSpec, given: &Given<'_>) -> immunise::Result<StageOutcome> {
+    et_closed::run(spec, et_closed::Reach::Own, &[LAYER], given, &Silent, &mut Forgetful::default())
+}
+
+fn run_descent(spec: &EtSpec, given: &Given<'_>) -> immunise::Result<StageOutcome> {
+    et::run(spec, Faults::Avoided, &[LAYER], given, &Silent, &mut Forgetful::default())
+}
+
+/// `et` with its default steps, and `et-closed` on the fewest prompts, of 4 and its doubles, with which it ends no worse.
+pub fn closed_form() -> Outcome<Vec<Pair>> {
+    let block = Block::prepare()?;
+    let target = Target::new(&block.decoder, &block.prompts[TRAIN..], &block.edit)?;
+    let by_descent = descent(EtSpec::default().steps);
+    let (first, aimed) = block.timed(&target, |given| run_descent(&by_descent, given))?;
+    let mut prompts = 4;
+    let (mut ours, mut theirs) = (vec![], vec![first]);
+    let reached = loop {
+        let (seconds, error) = block.timed(&target, |given| run_closed(&closed(prompts), given))?;
+        if error <= aimed || prompts == TRAIN {
+            ours.push(seconds);
+            break error;
         }
+        prompts = TRAIN.min(2 * prompts);
     };
-    let decoder = Decoder::load(&Checkpoint::open(&dir)?, &candle_core::Device::Cpu)?;
-    let (train, held_out) = prompts.split_at(TRAIN);
-    let edit = edit(&decoder, held_out)?;
-    let Edit::LowRank { rank, w1, w2, .. } = &edit else { return Err("expected a low-rank edit".into()) };
-    let factor = |values: &[f32]| Tensor::from_slice(values, (*rank, values.len() / rank), decoder.device());
-    let factors = HashMap::from([("w1", factor(w1)?), ("w2", factor(w2)?)]);
-    let edit_file = folder.path().join("edit.safetensors");
-    safetensors::serialize_to_file(&factors, None, &edit_file)?;
+    for _ in 1..TURNS {
+        theirs.push(block.timed(&target, |given| run_descent(&by_descent, given))?.0);
+        ours.push(block.timed(&target, |given| run_closed(&closed(prompts), given))?.0);
+    }
+    Ok(vec![Pair {
+        what: format!("defence of block {LAYER} by `et-closed`, rank 8, {prompts} prompts ({})", block.model),
+        against: "our own `et`, rank 2, 150 steps",
+        ours,
+        theirs,
+        note: format!("held-out error {reached:.3} by et-closed, {aimed:.3} by et"),
+    }])
+}
 
-    let dialogue = |prompt: &Vec<u32>| Dialogue { prompt: prompt.clone(), answer: vec![] };
-    let data = DefenceData { hazards: train.iter().map(dialogue).collect(), ..DefenceData::default() };
-    let adversary = Fixed(|_: &Decoder, _| edit.clone());
-    let given = Given {
-        weights: Weighed::from(&decoder),
-        data: &data,
-        adversary: &adversary,
-        means: &Means::in_memory(1),
-        seed: 0,
-    };
-    let target = Target::new(&decoder, held_out, &edit)?;
-    let before = target.error(&decoder)?;
+/// `et-closed` and `et` against the reference.
+pub fn run() -> Outcome<Vec<Pair>> {
+    let block = Block::prepare()?;
+    let Edit::LowRank { rank, w1, w2, .. } = &block.edit else { return Err("expected a low-rank edit".into()) };
+    let factor = |values: &[f32]| Tensor::from_slice(values, (*rank, values.len() / rank), block.decoder.device());
+    let factors = HashMap::from([("w1", factor(w1)?), ("w2", factor(w2)?)]);
+    let edit_file = block.folder.path().join("edit.safetensors");
+    safetensors::serialize_to_file(&factors, None, &edit_file)?;
+    let (train, held_out) = block.prompts.split_at(TRAIN);
+    let target = Target::new(&block.decoder, held_out, &block.edit)?;
+    let before = target.error(&block.decoder)?;
     let settings = json!({
-        "file": dir.join("model.safetensors"), "edit": edit_file, "layer": LAYER, "rank": 2, "batch": 16,
+        "file": block.dir.join("model.safetensors"), "edit": edit_file, "layer": LAYER, "rank": 2, "batch": 16,
         "learning_rate": 1e-4, "prompts": train, "held_out": held_out,
     });
-    let settings = with(described(decoder.blueprint()), &settings);
+    let settings = with(described(block.decoder.blueprint()), &settings);
 
-    let closed = EtClosedSpec { rank: 8, bank: 1, prompts: TRAIN, anchors: 0, rounds: 1, ..EtClosedSpec::default() };
-    let descent = EtSpec { prompts: TRAIN, anchors: 0, rounds: 1, steps: 60, ..EtSpec::default() };
-    let store = Forgetful::default;
-    let stages: [(&str, &dyn Fn() -> immunise::Result<StageOutcome>); 2] = [
-        ("et-closed, rank 8", &|| {
-            et_closed::run(&closed, et_closed::Reach::Own, &[LAYER], &given, &Silent, &mut store())
-        }),
-        ("et, rank 2, 60 steps", &|| et::run(&descent, Faults::Avoided, &[LAYER], &given, &Silent, &mut store())),
+    let (closed, descent) = (closed(TRAIN), descent(60));
+    let stages: [(&str, &dyn Fn(&Given<'_>) -> immunise::Result<StageOutcome>); 2] = [
+        ("et-closed, rank 8", &|given| run_closed(&closed, given)),
+        ("et, rank 2, 60 steps", &|given| run_descent(&descent, given)),
     ];
     let mut rows = Vec::new();
     for (name, stage) in stages {
-        let start = Instant::now();
-        let outcome = stage()?;
-        let ours = start.elapsed().as_secs_f64();
-        let reached = target.error(&merge(&decoder, &outcome.adapters)?)?;
+        let (ours, reached) = block.timed(&target, stage)?;
         // The reference goes on until it is as good, or its patience ends.
         let mut peer = Peer::start("block-defence", &settings)?;
         let (mut theirs, mut steps, mut error) = (0.0, 0, f64::MAX);
@@ -95,9 +163,8 @@ pub fn run() -> Outcome<Vec<Pair>> {
                 (theirs + answer[0].as_f64().unwrap_or(0.0), steps + 4, answer[1].as_f64().unwrap_or(f64::MAX));
         }
         let told = if error <= reached { "reached" } else { "not reached" };
-        let model = if real.is_some() { "SmolLM2-135M" } else { "random weights of its shape" };
         rows.push(Pair {
-            what: format!("defence of block {LAYER} by {name} ({model})"),
+            what: format!("defence of block {LAYER} by {name} ({})", block.model),
             against: "the reference's algorithm in PyTorch",
             ours: vec![ours],
             theirs: vec![theirs],

@@ -1,7 +1,8 @@
 //! This crate against PyTorch, transformers and coreutils: the same work in turn, in one run, with ratios.
 //!
-//! `cargo bench --bench paired [-- TASK…]`; tasks: train-step, attack-fit, generation, stored-weights, cost, block-defence, merge, start. All but
-//! stored-weights, cost, merge and start need `IMMUNISE_PYTHON`, a Python with torch (generation: and transformers). Prints a Markdown table.
+//! `cargo bench --bench paired [-- TASK…]`; tasks: train-step, attack-fit, generation, stored-weights, cost, block-defence, closed-form, merge,
+//! start. All but stored-weights, cost, closed-form, merge and start need `IMMUNISE_PYTHON`, a Python with torch (generation: and transformers).
+//! Prints a Markdown table.
 
 mod block_defence;
 mod cpu;
@@ -28,6 +29,7 @@ const TASKS: &[(&str, Task)] = &[
     ("stored-weights", cpu::stored_weights),
     ("cost", cpu::cost),
     ("block-defence", block_defence::run),
+    ("closed-form", block_defence::closed_form),
     ("merge", disk::merge),
     ("start", disk::start),
 ];
