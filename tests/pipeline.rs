@@ -245,13 +245,13 @@ fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
 
 #[test]
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
-    goes_on_bit_for_bit("ends");
-    goes_on_bit_for_bit("strongest");
+    goes_on_bit_for_bit("focus: ends");
+    goes_on_bit_for_bit("focus: strongest, average: 0.9");
 }
 
-fn goes_on_bit_for_bit(focus: &str) {
+fn goes_on_bit_for_bit(settings: &str) {
     let stage = format!(
-        "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, focus: {focus}, batch: 2, \
+        "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, {settings}, batch: 2, \
          anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation], vector_life: 3, amplify: [1.0, 2.0]}}"
     );
     let world = World::with_stage(&stage);
@@ -271,6 +271,22 @@ fn goes_on_bit_for_bit(focus: &str) {
     let weights = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
     assert!(weights(&whole) == weights(&stopped), "after {stops} stops");
     assert!(weights(&whole) != fs::read(world.model().join("model.safetensors")).unwrap(), "nothing was trained");
+}
+
+#[test]
+fn averaged_weights_are_those_of_the_last_steps() {
+    let weights = |average: f64| {
+        let world = World::with_stage(&format!(
+            "{{kind: adversarial, train: weights, steps: 45, learning_rate: 0.01, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], batch: 2, \
+             anchor_batch: 2, average: {average}}}"
+        ));
+        let out = run(&world, &request(&world, "out")).unwrap().published.unwrap();
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    // Weights are taken after steps 20, 40 and 45.
+    let last = weights(0.0);
+    assert!(weights(0.1) == last, "of the last four steps there is the last one only");
+    assert!(weights(0.5) != last, "of the last 22 there are two");
 }
 
 /// Keeps the notes.

@@ -13,19 +13,20 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use ndarray::Array2;
 
 use super::anchor::{Anchors, Asked};
 use super::noise::Noise;
 use super::spec::{AdversarialSpec, Parameters};
 use super::trainable::Trainable;
 use super::{DefenceData, StageOutcome, UnitStore, Weighed};
-use crate::Result;
 use crate::event::{Event, Observer};
 use crate::intervention::{Placed, Positions};
 use crate::math::seed::Stream;
 use crate::math::snapshot::Snapshot;
 use crate::model::Decoder;
 use crate::model::optimiser::{AdamSettings, AdamW, sharded_gradients, summed, whole_loss};
+use crate::{Error, Result};
 
 /// Outer steps between two progress events, each of which keeps the state.
 const REPORT_EVERY: usize = 20;
@@ -101,6 +102,7 @@ pub fn run(
         adam: AdamW::new(adapters.vars(), settings),
         draws: Stream::new(seed, "adversarial/batches"),
         losses: [0.0; 2],
+        mean: Mean::default(),
     };
     if let Some(kept) = store.get(STATE).and_then(|bytes| Snapshot::from_bytes(&bytes).ok()) {
         run.restore(&kept)?;
@@ -152,6 +154,9 @@ pub fn run(
                 units: spec.steps,
                 detail: format!("under attack {attack:.3} nats{most}, clean {clean:.4} nats from the original"),
             });
+            if run.step as f64 > spec.steps as f64 * (1.0 - spec.average) {
+                run.mean.add(adapters.deltas()?);
+            }
             let mut kept = Snapshot::default();
             run.save(&mut kept)?;
             adversary.save(&mut kept)?;
@@ -160,7 +165,11 @@ pub fn run(
     }
     let [attack, clean] = run.losses;
     let figures = BTreeMap::from([("kl_under_attack".to_owned(), attack), ("kl_on_anchors".to_owned(), clean)]);
-    Ok(StageOutcome { adapters: adapters.export()?, blocks: Vec::new(), figures })
+    let adapters = match run.mean.count {
+        0 => adapters.export()?,
+        _ => adapters.export_instead(run.mean.deltas)?,
+    };
+    Ok(StageOutcome { adapters, blocks: Vec::new(), figures })
 }
 
 /// What changes from step to step.
@@ -170,6 +179,51 @@ struct Run {
     draws: Stream,
     /// Running means of the divergence under attack and of the clean one, nats per answer token.
     losses: [f64; 2],
+    /// Of the changes of the last steps.
+    mean: Mean,
+}
+
+/// The running mean of the changes of all maps.
+#[derive(Debug, Default, PartialEq)]
+struct Mean {
+    count: usize,
+    deltas: Vec<Array2<f32>>,
+}
+
+impl Mean {
+    fn add(&mut self, deltas: Vec<Array2<f32>>) {
+        self.count += 1;
+        if self.count == 1 {
+            self.deltas = deltas;
+            return;
+        }
+        let share = 1.0 / self.count as f32;
+        for (mean, delta) in self.deltas.iter_mut().zip(&deltas) {
+            mean.zip_mut_with(delta, |mean, delta| *mean += (delta - *mean) * share);
+        }
+    }
+
+    fn save(&self, name: &str, into: &mut Snapshot) -> Result<()> {
+        let shapes: Vec<(usize, usize)> = self.deltas.iter().map(Array2::dim).collect();
+        into.put(name, &(self.count, shapes))?;
+        for (i, delta) in self.deltas.iter().enumerate() {
+            into.put_numbers(format!("{name}/{i}"), delta.iter().copied().collect());
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, name: &str, from: &Snapshot) -> Result<()> {
+        let shapes: Vec<(usize, usize)>;
+        (self.count, shapes) = from.get(name)?;
+        let delta = |(i, shape)| {
+            let name = format!("{name}/{i}");
+            let numbers = from.numbers(&name)?.to_vec();
+            Array2::from_shape_vec(shape, numbers)
+                .map_err(|error| Error::input(format!("kept state, `{name}`"), error.to_string()))
+        };
+        self.deltas = shapes.into_iter().enumerate().map(delta).collect::<Result<_>>()?;
+        Ok(())
+    }
 }
 
 impl Run {
@@ -185,6 +239,7 @@ impl Run {
         into.put("run/step", &self.step)?;
         into.put("run/draws", &self.draws.position())?;
         into.put("run/losses", &self.losses.map(f64::to_bits))?;
+        self.mean.save("run/mean", into)?;
         self.adam.save("run/adam", into)
     }
 
@@ -192,6 +247,7 @@ impl Run {
         self.step = from.get("run/step")?;
         self.draws = self.draws.clone().at(from.get("run/draws")?);
         self.losses = from.get::<[u64; 2]>("run/losses")?.map(f64::from_bits);
+        self.mean.restore("run/mean", from)?;
         self.adam.restore("run/adam", from)
     }
 }
@@ -242,5 +298,28 @@ impl<'a> Questions<'a> {
             }
             _ => plainly,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_is_that_of_all_it_was_given_and_comes_back_bit_for_bit() {
+        let mut mean = Mean::default();
+        for value in [1.0_f32, 2.0, 6.0] {
+            mean.add(vec![Array2::from_elem((2, 3), value), Array2::from_elem((1, 2), -value)]);
+        }
+        assert_eq!(mean.count, 3);
+        assert_eq!(mean.deltas, vec![Array2::from_elem((2, 3), 3.0), Array2::from_elem((1, 2), -3.0)]);
+        let mut kept = Snapshot::default();
+        mean.save("mean", &mut kept).unwrap();
+        let mut back = Mean::default();
+        back.restore("mean", &kept).unwrap();
+        assert_eq!(back, mean);
+        kept.put_numbers("mean/1", vec![0.0]);
+        let error = back.restore("mean", &kept).unwrap_err().to_string();
+        assert!(error.contains("mean/1"), "{error}");
     }
 }

@@ -74,7 +74,9 @@ pub fn run(
             }
         },
     )?;
-    let adapters = changes.export_changed(|deltas| remove(deltas, keep, spec.scale))?;
+    let mut deltas = changes.deltas()?;
+    remove(&mut deltas, keep, spec.scale);
+    let adapters = changes.export_instead(deltas)?;
     let figures = recent.map(|loss| ("loss_of_complying".to_owned(), loss)).into_iter().collect();
     Ok(StageOutcome { adapters, blocks: Vec::new(), figures })
 }

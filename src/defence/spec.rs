@@ -182,6 +182,9 @@ pub struct AdversarialSpec {
     pub steps: usize,
     /// Adam step size of the adapters, decayed by a cosine to a tenth.
     pub learning_rate: f64,
+    /// Share of the steps, the last ones, whose weights are averaged into the result, one of every twenty: what they have in common
+    /// stays, what each learned against the edits of its moment does not. 0: the weights of the last step.
+    pub average: f64,
     /// Gradient steps that a pool edit takes before each outer step.
     pub inner_steps: usize,
     /// Step sizes that pool edits use, one each, in turn.
@@ -242,6 +245,7 @@ impl Default for AdversarialSpec {
             rank: 16,
             steps: 400,
             learning_rate: 1e-3,
+            average: 0.0,
             inner_steps: 4,
             inner_learning_rates: vec![1e-2],
             ranks: vec![2, 4, 8],

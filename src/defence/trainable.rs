@@ -202,13 +202,19 @@ impl Trainable {
         self.exported(self.slots.iter().map(|slot| slot.change.on_host()))
     }
 
-    /// As [`Trainable::export`], after `change` has been at all of them, each `[d_out, d_in]`.
+    /// The changes themselves, each `[d_out, d_in]`, in a fixed order.
     ///
     /// # Errors
-    /// As [`Trainable::export`], or when a value is not finite any more.
-    pub fn export_changed(&self, change: impl FnOnce(&mut [Array2<f32>])) -> Result<AdapterSet> {
-        let mut deltas = self.slots.iter().map(|slot| slot.change.delta()).collect::<Result<Vec<_>>>()?;
-        change(&mut deltas);
+    /// When a copy from the device fails.
+    pub fn deltas(&self) -> Result<Vec<Array2<f32>>> {
+        self.slots.iter().map(|slot| slot.change.delta()).collect()
+    }
+
+    /// As [`Trainable::export`], of other `deltas` than its own.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn export_instead(&self, deltas: Vec<Array2<f32>>) -> Result<AdapterSet> {
         self.exported(deltas.into_iter().map(whole))
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 
-use crate::defence::spec::{CacheType, Parameters};
+use crate::defence::spec::{AdversarialSpec, CacheType, Parameters};
 use crate::defence::{Means, Room, et_closed};
 use crate::model::Blueprint;
 use crate::recipe::{Recipe, Stage};
@@ -209,8 +209,10 @@ impl Demand {
             Stage::Adversarial(spec, _) => spec.train == Parameters::Weights || spec.rank == 0,
             _ => false,
         });
-        // The variable, what it was, its gradient and two moments.
-        let trained = if whole { 5 } else { 0 };
+        let averaged =
+            |stage: &Stage| matches!(stage, Stage::Adversarial(AdversarialSpec { average, .. }, _) if *average > 0.0);
+        // The variable, what it was, its gradient and two moments; the mean.
+        let trained = u64::from(recipe.stages.iter().any(averaged)) + if whole { 5 } else { 0 };
         Self {
             copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
             dialogues,

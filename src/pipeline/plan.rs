@@ -163,7 +163,11 @@ fn kept_bytes(stage: &Stage, blocks: usize, blueprint: &Blueprint) -> u64 {
         Stage::Et(spec, _) | Stage::EtFaithful(spec, _) => numbers(Some(spec.rank)),
         Stage::EtClosed(spec, _) | Stage::EtPropagated(spec, _) => numbers(Some(spec.rank)),
         Stage::HdrTaskvec(..) | Stage::HdrTopk(..) => numbers(None),
-        Stage::Adversarial(spec, _) => (1 + STATE) * numbers((spec.train == Parameters::Factors).then_some(spec.rank)),
+        Stage::Adversarial(spec, _) => {
+            let trained = numbers((spec.train == Parameters::Factors).then_some(spec.rank));
+            // An average is kept whole, in the state and as what the stage ends with.
+            if spec.average > 0.0 { STATE * trained + 3 * numbers(None) } else { (1 + STATE) * trained }
+        }
     };
     (kept * size_of::<f32>()) as u64
 }

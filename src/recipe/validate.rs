@@ -482,6 +482,7 @@ impl Checked for AdversarialSpec {
         problems.count(at, "attacked_anchors", self.attacked_anchors, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
+        problems.within(at, "average", self.average, 1.0);
         problems.within(at, "begun", self.begun, 1.0);
         problems.within(at, "prompt_noise", self.prompt_noise, 1.0);
         rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
