@@ -211,8 +211,8 @@ impl Demand {
         });
         let averaged =
             |stage: &Stage| matches!(stage, Stage::Adversarial(AdversarialSpec { average, .. }, _) if *average > 0.0);
-        // The variable, what it was, its gradient and two moments; the mean.
-        let trained = u64::from(recipe.stages.iter().any(averaged)) + if whole { 5 } else { 0 };
+        // The variable, what it was, its gradient and two moments; the mean, and what is added to it.
+        let trained = if recipe.stages.iter().any(averaged) { 2 } else { 0 } + if whole { 5 } else { 0 };
         Self {
             copies: measuring.copies + u64::from(!recipe.stages.is_empty()),
             dialogues,
