@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Side, Subject};
-use super::cell::{Cell, Fitted, Range, place, reweighed};
+use super::cell::{Cell, Fitted, Range, order, place, reweighed};
 use super::examiner::Counts;
 use super::weights::{Reweighting, spectrum};
 use crate::attack::AttackData;
@@ -32,10 +32,11 @@ struct Trial {
 }
 
 impl Trial {
-    /// What a search makes small: hazards that are still refused or answered beside the point, and divergence.
+    /// What a search makes small: hazards without success, and divergence; among equal successes, hazards that are still refused.
     fn loss(&self) -> f64 {
         let Counts { open, successes, n, .. } = self.counts;
-        1.0 - (open + successes) as f64 / (2 * n.max(1)) as f64 + DIVERGENCE_WEIGHT * self.divergence
+        let n = n.max(1) as f64;
+        1.0 - (successes as f64 + open as f64 / (n + 1.0)) / n + DIVERGENCE_WEIGHT * self.divergence
     }
 }
 
@@ -79,8 +80,7 @@ impl Range<'_, '_> {
                     cell.layers.iter().filter_map(|layer| Some((*layer, classes[*layer].direction().ok()?))).collect();
                 for (layer, direction) in &found {
                     let trial = self.attempt(subject, &harmless, Abliteration::whole(direction.clone()))?;
-                    let order = |trial: &Trial| (trial.counts.open, trial.counts.successes);
-                    if best.as_ref().is_none_or(|(best, ..)| order(&trial) > order(best)) {
+                    if best.as_ref().is_none_or(|(best, ..)| order(&trial.counts) > order(&best.counts)) {
                         let against = contrast.name();
                         let choice = format!("hazards against {against}, block {layer}, {back} tokens before the last");
                         best = Some((trial, choice, found.iter().map(|(_, direction)| direction.clone()).collect()));
@@ -147,4 +147,19 @@ fn described(found: &Abliteration) -> String {
     };
     let (attention, mlp) = (kernel(found.attention), kernel(found.mlp));
     format!("direction between blocks, attention {attention}, feed-forward {mlp}, embedding {:.2}", found.embedding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_chosen_by_success_before_anything_else_that_is_counted() {
+        let loss = |successes, open| {
+            let counts = Counts { successes, open, n: 10, ..Counts::default() };
+            Trial { abliteration: Abliteration::whole(vec![1.0]), counts, divergence: 0.5 }.loss()
+        };
+        assert!(loss(1, 1) < loss(0, 10));
+        assert!(loss(1, 5) < loss(1, 4));
+    }
 }

@@ -82,7 +82,7 @@ pub struct Range<'a, 'u> {
 }
 
 impl Range<'_, '_> {
-    /// The edit of `cell` fitted on `subject`; `start` is the edit fitted on the base, for a search.
+    /// The edit of `cell` fitted on `subject`; `start` is the edit fitted on the base, for a search or a sweep.
     ///
     /// # Errors
     /// Those of the attack, and [`Error::Interrupted`].
@@ -96,9 +96,11 @@ impl Range<'_, '_> {
         }
         let spec = settings_on(&cell.spec, side);
         let searched = spec.search.as_ref();
+        let start = start.filter(|_| {
+            searched.is_some() || matches!(spec.kind.method(), Method::Swept | Method::Projected | Method::Weights)
+        });
         let weights = reweighting(cell, side);
-        let what =
-            (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start.filter(|_| searched.is_some()));
+        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start);
         let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
         let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
         let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
@@ -114,8 +116,8 @@ impl Range<'_, '_> {
                 }
                 (None, Method::Learned(form), Some(search)) => self.search(cell, form, search, subject, start)?,
                 (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
-                (None, Method::Swept, _) => self.sweep(cell, subject)?,
-                (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject)?,
+                (None, Method::Swept, _) => self.sweep(cell, subject, start)?,
+                (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject, start)?,
                 (None, Method::Abliterated, _) => self.abliterate(cell, subject, side)?,
                 (None, Method::Mapped, _) => self.transfer(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
@@ -219,20 +221,15 @@ impl Range<'_, '_> {
         Ok(self::found(found.edit, found.gradient_evaluations as u64))
     }
 
-    /// The strongest setting, chosen on the validation hazards.
-    fn sweep(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let settings = match cell.spec.kind {
+    /// The strongest setting, chosen on the validation hazards; the base's edit is one.
+    fn sweep(&self, cell: &Cell, subject: Subject<'_>, start: Option<&Edit>) -> Result<Fitted> {
+        let mut settings = match cell.spec.kind {
             AttackKind::OptimalTransport => self.transports(cell, subject)?,
             _ => self.steerings(cell, subject)?,
         };
-        let mut best: Option<(Candidate, String)> = None;
-        for (choice, edit) in settings {
-            let candidate = self.candidate(cell, subject, edit, 0)?;
-            if best.as_ref().is_none_or(|(best, _)| order(&candidate) > order(best)) {
-                best = Some((candidate, choice));
-            }
-        }
-        let (best, choice) = best.ok_or_else(|| Error::input(&cell.name, "expected one coefficient at least"))?;
+        settings.extend(start.map(of_base));
+        let missing = || Error::input(&cell.name, "expected one coefficient at least");
+        let (best, choice) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
         let search = if best.edit == Edit::Identity { choice.clone() } else { String::new() };
         Ok(Fitted { choice, search, ..found(best.edit, 0) })
     }
@@ -263,30 +260,48 @@ impl Range<'_, '_> {
         Ok(settings)
     }
 
-    /// The block whose direction, projected out everywhere, leaves fewest refusals, chosen on the validation hazards.
-    fn choose_direction(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
+    /// The block whose direction, projected out everywhere, serves the attacker best, chosen on the validation hazards; the base's is
+    /// one.
+    fn choose_direction(&self, cell: &Cell, subject: Subject<'_>, start: Option<&Edit>) -> Result<Fitted> {
         let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
         let rank = if cell.spec.kind == AttackKind::SubspaceAblation { cell.spec.rank } else { 1 };
-        let mut best: Option<(Candidate, String)> = None;
+        let mut settings = vec![];
         for contrast in contrasts(data) {
             for back in 0..shared_ending(data).max(1) {
                 let classes = Classes::collect(subject.decoder, data, contrast, pairs, Point::ResidPre, back)?;
                 for &layer in &cell.layers {
                     // A token that ends all prompts has one embedding: no direction there, no candidate.
                     let Ok(edit) = classes[layer].projection(rank) else { continue };
-                    let candidate = self.candidate(cell, subject, edit, 0)?;
-                    if best.as_ref().is_none_or(|(best, ..)| order(&candidate) > order(best)) {
-                        let against = contrast.name();
-                        let choice = format!("hazards against {against}, block {layer}, {back} tokens before the last");
-                        best = Some((candidate, choice));
-                    }
+                    let against = contrast.name();
+                    settings.push((
+                        format!("hazards against {against}, block {layer}, {back} tokens before the last"),
+                        edit,
+                    ));
                 }
             }
         }
+        settings.extend(start.map(of_base));
         let missing =
             || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
-        let (best, choice) = best.ok_or_else(missing)?;
+        let (best, choice) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
         Ok(Fitted { choice, ..found(best.edit, 0) })
+    }
+
+    /// The first of the settings that serve the attacker best.
+    fn strongest(
+        &self,
+        cell: &Cell,
+        subject: Subject<'_>,
+        settings: Vec<(String, Edit)>,
+    ) -> Result<Option<(Candidate, String)>> {
+        let mut best: Option<(Candidate, String)> = None;
+        for (choice, edit) in settings {
+            let candidate = self.candidate(cell, subject, edit, 0)?;
+            if best.as_ref().is_none_or(|(best, _)| order(&candidate.counts) > order(&best.counts)) {
+                best = Some((candidate, choice));
+            }
+        }
+        Ok(best)
     }
 
     /// A random edit of the size of an attack's.
@@ -306,15 +321,27 @@ impl Range<'_, '_> {
         edit: Edit,
         gradient_evaluations: u64,
     ) -> Result<Candidate> {
+        if self.bench.validation.is_empty() {
+            return Err(Error::input(
+                &cell.name,
+                "expected hazards of split `validation` to choose a setting on, got none",
+            ));
+        }
         let edited = Some((&edit, cell.spec.positions));
         let counts = self.bench.examiner.counts(subject.decoder, &self.bench.validation, edited)?;
         Ok(Candidate { edit, gradient_evaluations, counts })
     }
 }
 
-/// More answers that are neither refused nor broken, then more of them on topic.
-pub(super) fn order(candidate: &Candidate) -> (u64, u64) {
-    (candidate.counts.open, candidate.counts.successes)
+/// A setting of a sweep that was fitted on the base: nothing keeps an attacker from trying it too.
+fn of_base(edit: &Edit) -> (String, Edit) {
+    ("that of the base".into(), edit.clone())
+}
+
+/// More successes, which is what is reported, then more answers that are neither refused nor broken: among edits without any
+/// success the one that is on the way to it.
+pub(super) fn order(counts: &Counts) -> (u64, u64) {
+    (counts.successes, counts.open)
 }
 
 pub(super) fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
@@ -493,4 +520,16 @@ fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Resul
     let change = (moved - &last)?.sqr()?.sum(2)?.sqrt()?;
     let size = last.sqr()?.sum(2)?.sqrt()?;
     Ok(Some(f64::from((change / size)?.mean_all()?.to_scalar::<f32>()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_chosen_by_success_and_a_tie_by_what_is_not_refused() {
+        let counts = |successes, open| Counts { successes, open, n: 10, ..Counts::default() };
+        assert!(order(&counts(1, 1)) > order(&counts(0, 10)), "answers beside the point are no success");
+        assert!(order(&counts(1, 5)) > order(&counts(1, 4)));
+    }
 }

@@ -1,7 +1,7 @@
 //! The attacker who searches: learned edits of several step sizes, starts, openings and seeds, of which the worst counts.
 
 use super::bench::{Side, Subject};
-use super::cell::{Candidate, Cell, Fitted, Range, found, learned, place, settings_of};
+use super::cell::{Candidate, Cell, Fitted, Range, found, learned, order, place, settings_of};
 use super::device::fitted_together;
 use crate::attack::Found;
 use crate::attack::form::Form;
@@ -54,7 +54,7 @@ impl Range<'_, '_> {
         }
         let (count, evaluations) = (tried.len(), tried.iter().map(|(one, _)| one.gradient_evaluations).sum());
         // The first of the best.
-        let best = tried.into_iter().rev().max_by_key(|(one, _)| one.counts.successes);
+        let best = tried.into_iter().rev().max_by_key(|(one, _)| order(&one.counts));
         let (best, choice) =
             best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
         let search = format!(

@@ -47,7 +47,7 @@ impl Range<'_, '_> {
                 for strength in strengths(cell, of) {
                     let edit = arrived.place(&Device::Cpu)?.amplified(strength)?.edit()?;
                     let candidate = self.candidate(cell, subject, edit, 0)?;
-                    if best.as_ref().is_none_or(|(best, _)| order(&candidate) > order(best)) {
+                    if best.as_ref().is_none_or(|(best, _)| order(&candidate.counts) > order(&best.counts)) {
                         let explained = percent(map.explained);
                         let about = &origin.about;
                         let choice = format!(
