@@ -29,7 +29,7 @@ use crate::report::{
 };
 use crate::utility::harness::HarnessTask;
 use crate::utility::spec::{Task, TaskSpec};
-use crate::utility::{self, Grade};
+use crate::utility::{self, Asking, Grade};
 use crate::{Error, Result};
 
 /// Directions of a change that the report tells of.
@@ -184,7 +184,7 @@ impl<'a> Trial<'a> {
         }
         let utility = units.cached(&key, || {
             let base = of_base.as_ref().map(|(_, decoder)| *decoder);
-            price(self.utility, &bench.tasks, base, &hardened.decoder, &bench.examiner, self.data)
+            price(self, &bench.tasks, base, &hardened.decoder, &bench.examiner)
         })?;
         let names = row_names(self.utility, &bench.tasks);
         if !utility.iter().map(|row| &row.task).eq(&names) {
@@ -336,23 +336,23 @@ fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
 
 /// What hardening cost, a row for every task; without a base a row that compares the two holds nothing.
 fn price(
-    tasks: &[TaskSpec],
+    trial: &Trial<'_>,
     imported: &[HarnessTask],
     base: Option<&Decoder>,
     hardened: &Decoder,
     examiner: &Examiner,
-    data: &PromptSet,
 ) -> Result<Vec<UtilityRow>> {
     let grade = |example: &Example, answer: &str| {
         let judged = Composite.judge(example, answer);
         Grade { refused: judged.refused, on_topic: judged.on_topic, degenerate: judged.degenerate }
     };
-    let tokens = examiner.greedy().max_new_tokens;
-    let of_prompts: Vec<TaskSpec> = tasks.iter().filter(|spec| spec.task != Task::Imported).cloned().collect();
-    let own = utility::measure(&of_prompts, base, hardened, examiner.encoder(), data, tokens, &grade)?;
+    let (encoder, max_new_tokens) = (examiner.encoder(), examiner.greedy().max_new_tokens);
+    let asking = Asking { encoder, system: trial.system, max_new_tokens };
+    let of_prompts: Vec<TaskSpec> = trial.utility.iter().filter(|spec| spec.task != Task::Imported).cloned().collect();
+    let own = utility::measure(&of_prompts, base, hardened, asking, trial.data, &grade)?;
     let (mut own, mut imported) = (own.into_iter(), imported.iter());
     let mut rows = vec![];
-    for spec in tasks {
+    for spec in trial.utility {
         match spec.task {
             Task::Imported => {
                 for task in imported.by_ref().take(1) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Asking;
 use crate::Result;
 use crate::data::{Example, Kind, PromptSet, Split};
 use crate::model::Decoder;
@@ -33,23 +34,21 @@ struct Subject<'a> {
 
 /// Both models on one prompt set.
 pub(super) struct Bench<'a> {
-    pub encoder: &'a PromptEncoder,
+    asking: Asking<'a>,
     data: &'a PromptSet,
-    max_new_tokens: usize,
     base: Option<Subject<'a>>,
     hardened: Subject<'a>,
 }
 
 impl<'a> Bench<'a> {
-    pub fn new(
-        base: Option<&'a Decoder>,
-        hardened: &'a Decoder,
-        encoder: &'a PromptEncoder,
-        data: &'a PromptSet,
-        max_new_tokens: usize,
-    ) -> Self {
+    pub fn new(base: Option<&'a Decoder>, hardened: &'a Decoder, asking: Asking<'a>, data: &'a PromptSet) -> Self {
         let subject = |decoder| Subject { decoder, answers: BTreeMap::new() };
-        Self { encoder, data, max_new_tokens, base: base.map(subject), hardened: subject(hardened) }
+        Self { asking, data, base: base.map(subject), hardened: subject(hardened) }
+    }
+
+    /// The model's view of text.
+    pub fn encoder(&self) -> &'a PromptEncoder {
+        self.asking.encoder
     }
 
     /// Both decoders.
@@ -65,42 +64,45 @@ impl<'a> Bench<'a> {
 
     /// The ids of a request.
     pub fn prompt(&self, example: &Example) -> Result<Vec<u32>> {
-        self.encoder.encode_chat(&example.prompt, None)
+        self.asking.prompt(example)
     }
 
     /// Greedy answers of both models to `items` in at most `max_new_tokens` tokens, or `at_least` if that is more.
     pub fn answers(&mut self, items: &[&'a Example], at_least: usize) -> Result<Both<Vec<Vec<u32>>>> {
-        let (encoder, limit) = (self.encoder, self.max_new_tokens.max(at_least));
-        let base = self.base.as_mut().map(|subject| subject.answer(encoder, items, limit)).transpose()?;
-        Ok(Both { base, hardened: self.hardened.answer(encoder, items, limit)? })
+        let asking = Asking { max_new_tokens: self.asking.max_new_tokens.max(at_least), ..self.asking };
+        let base = self.base.as_mut().map(|subject| subject.answer(asking, items)).transpose()?;
+        Ok(Both { base, hardened: self.hardened.answer(asking, items)? })
     }
 
     /// As [`Bench::answers`], decoded to text.
     pub fn texts(&mut self, items: &[&'a Example], at_least: usize) -> Result<Both<Vec<String>>> {
         let answers = self.answers(items, at_least)?;
-        let decode = |answers: &Vec<Vec<u32>>| answers.iter().map(|ids| self.encoder.decode(ids)).collect();
+        let decode = |answers: &Vec<Vec<u32>>| answers.iter().map(|ids| self.encoder().decode(ids)).collect();
         Ok(Both { base: answers.base.as_ref().map(decode).transpose()?, hardened: decode(&answers.hardened)? })
     }
 }
 
+impl Asking<'_> {
+    /// The ids of a request.
+    fn prompt(&self, example: &Example) -> Result<Vec<u32>> {
+        self.encoder.encode_chat(&example.prompt, self.system)
+    }
+}
+
 impl<'a> Subject<'a> {
-    fn answer(&mut self, encoder: &PromptEncoder, items: &[&'a Example], limit: usize) -> Result<Vec<Vec<u32>>> {
+    fn answer(&mut self, asking: Asking<'_>, items: &[&'a Example]) -> Result<Vec<Vec<u32>>> {
         let new: Vec<&'a Example> =
             items.iter().filter(|item| !self.answers.contains_key(item.id.as_str())).copied().collect();
-        let answers = greedy(self.decoder, encoder, &new, limit)?;
+        let answers = greedy(self.decoder, asking, &new)?;
         self.answers.extend(new.into_iter().map(|item| item.id.as_str()).zip(answers));
         Ok(items.iter().map(|item| self.answers[item.id.as_str()].clone()).collect())
     }
 }
 
 /// Greedy answers to `items`, in their order, without the token that ends them.
-pub(super) fn greedy(
-    decoder: &Decoder,
-    encoder: &PromptEncoder,
-    items: &[&Example],
-    max_new_tokens: usize,
-) -> Result<Vec<Vec<u32>>> {
-    let prompts = items.iter().map(|item| encoder.encode_chat(&item.prompt, None)).collect::<Result<Vec<_>>>()?;
+fn greedy(decoder: &Decoder, asking: Asking<'_>, items: &[&Example]) -> Result<Vec<Vec<u32>>> {
+    let prompts = items.iter().map(|item| asking.prompt(item)).collect::<Result<Vec<_>>>()?;
+    let Asking { encoder, max_new_tokens, .. } = asking;
     let options = Greedy { max_new_tokens, stop: encoder.stop_ids(), pad: 0, batch: BATCH };
     generate(decoder, &prompts, &[], &options)
 }

@@ -23,7 +23,7 @@ pub(super) fn measure(bench: &mut Bench<'_>, items: Option<usize>) -> Result<Uti
             let mut passages = Vec::with_capacity(requests.len());
             for request in requests {
                 let scored = match &request.answer {
-                    Some(answer) => bench.encoder.encode_answer(answer, true)?,
+                    Some(answer) => bench.encoder().encode_answer(answer, true)?,
                     None => own.next().unwrap_or_default(),
                 };
                 passages.push(Passage { context: bench.prompt(request)?, scored });

@@ -26,7 +26,7 @@ fn measure(bench: &mut Bench<'_>, task: Task, kinds: &[Kind], items: Option<usiz
     let questions = super::bench::spread(questions, items);
     let mut longest = 0;
     for answer in questions.iter().filter_map(|question| question.answer.as_ref()) {
-        longest = longest.max(bench.encoder.encode_answer(answer, true)?.len());
+        longest = longest.max(bench.encoder().encode_answer(answer, true)?.len());
     }
     let texts = bench.texts(&questions, ROOM * longest)?;
     let outcomes =

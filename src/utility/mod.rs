@@ -25,7 +25,6 @@ use crate::{Error, Result};
 use bench::Bench;
 use spec::{Task, TaskSpec};
 
-pub use behaviour::{CleanBehaviour, clean};
 pub use score::Likelihood;
 
 /// What one answer is, as a judge sees it.
@@ -39,6 +38,17 @@ pub struct Grade {
     pub degenerate: bool,
 }
 
+/// How a request is put to a model.
+#[derive(Clone, Copy)]
+pub struct Asking<'a> {
+    /// The model's view of text.
+    pub encoder: &'a PromptEncoder,
+    /// System prompt of every dialogue.
+    pub system: Option<&'a str>,
+    /// Tokens of an answer, at most.
+    pub max_new_tokens: usize,
+}
+
 /// Grades the answer to one request.
 pub type Grader<'a> = dyn Fn(&Example, &str) -> Grade + Sync + 'a;
 
@@ -46,8 +56,8 @@ pub type Grader<'a> = dyn Fn(&Example, &str) -> Grade + Sync + 'a;
 /// [`harness::HarnessTask::measure`].
 ///
 /// Without a base (`None`) rows have the hardened model's value alone, and a task that compares the two has `n = 0`. A task
-/// without items in `data` has `n = 0` too: a gate on it stays undecided. Benign requests are answered in at most
-/// `max_new_tokens` tokens; tasks with one right answer allow three times their longest reference answer where that is more.
+/// without items in `data` has `n = 0` too: a gate on it stays undecided. Benign requests are answered in as many tokens as
+/// `asking` allows; tasks with one right answer allow three times their longest reference answer where that is more.
 ///
 /// # Errors
 /// As [`Decoder::run`] and the encoder's, when a model gives probabilities that are no numbers, and for a task from a file.
@@ -55,12 +65,11 @@ pub fn measure<'a>(
     tasks: &[TaskSpec],
     base: impl Into<Option<&'a Decoder>>,
     hardened: &'a Decoder,
-    encoder: &'a PromptEncoder,
+    asking: Asking<'a>,
     data: &'a PromptSet,
-    max_new_tokens: usize,
     grade: &'a Grader<'a>,
 ) -> Result<Vec<UtilityRow>> {
-    let mut bench = Bench::new(base.into(), hardened, encoder, data, max_new_tokens);
+    let mut bench = Bench::new(base.into(), hardened, asking, data);
     tasks
         .iter()
         .map(|spec| {

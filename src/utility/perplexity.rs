@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use crate::data::{Example, Kind};
 use crate::model::Decoder;
-use crate::model::prompt::PromptEncoder;
 use crate::report::{Direction, Measured, UtilityRow};
 use crate::{Error, Result};
 
@@ -19,7 +18,7 @@ use super::spec::Task;
 /// one is scored from its second token, or from its first where the tokenizer puts a BOS before it.
 pub(super) fn measure(bench: &Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
     let texts = bench.items(&[Kind::Text], items);
-    let passages = texts.iter().map(|text| passage(bench.encoder, text)).collect::<Result<Vec<_>>>()?;
+    let passages = texts.iter().map(|text| passage(bench, text)).collect::<Result<Vec<_>>>()?;
     let tokens: Vec<f64> = passages.iter().map(|passage| passage.scored.len() as f64).collect();
     let decoders = bench.decoders();
     let base = decoders.base.map(|base| losses(base, &passages)).transpose()?;
@@ -44,12 +43,10 @@ pub(super) fn measure(bench: &Bench<'_>, items: Option<usize>) -> Result<Utility
     })
 }
 
-fn passage(encoder: &PromptEncoder, text: &Example) -> Result<Passage> {
+fn passage(bench: &Bench<'_>, text: &Example) -> Result<Passage> {
     Ok(match &text.answer {
-        Some(answer) => {
-            Passage { context: encoder.encode_chat(&text.prompt, None)?, scored: encoder.encode_answer(answer, true)? }
-        }
-        None => Passage::text(&encoder.tokenizer().encode(&text.prompt, true)?),
+        Some(answer) => Passage { context: bench.prompt(text)?, scored: bench.encoder().encode_answer(answer, true)? },
+        None => Passage::text(&bench.encoder().tokenizer().encode(&text.prompt, true)?),
     })
 }
 

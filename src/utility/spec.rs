@@ -27,6 +27,15 @@ pub enum Task {
 }
 
 impl Task {
+    /// Whether its bound is on a difference of rates, as a fraction of 1.
+    #[must_use]
+    pub const fn is_rate(self) -> bool {
+        match self {
+            Self::Maths | Self::Recall | Self::Benign | Self::OverRefusal | Self::Imported => true,
+            Self::Perplexity | Self::Kl | Self::AnswerLength => false,
+        }
+    }
+
     /// Every task, in the order in which they are listed.
     pub const ALL: [Self; 8] = [
         Self::Perplexity,

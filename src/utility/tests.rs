@@ -42,6 +42,10 @@ fn answered(_: &Example, answer: &str) -> Grade {
     Grade { refused: answer.len().is_multiple_of(2), on_topic: true, degenerate: false }
 }
 
+fn asking(encoder: &PromptEncoder, max_new_tokens: usize) -> Asking<'_> {
+    Asking { encoder, system: None, max_new_tokens }
+}
+
 fn specs(items: usize) -> Vec<TaskSpec> {
     let of_prompts = Task::ALL.into_iter().filter(|task| *task != Task::Imported);
     of_prompts.map(|task| TaskSpec { items: Some(items), bound: Some(0.1), ..TaskSpec::new(task) }).collect()
@@ -51,7 +55,7 @@ fn specs(items: usize) -> Vec<TaskSpec> {
 fn a_model_costs_nothing_against_itself() {
     let (encoder, data) = (encoder(), builtin::tiny_chat());
     let model = decoder(&encoder, 1);
-    let rows = measure(&specs(30), &model, &model, &encoder, &data, 8, &answered).unwrap();
+    let rows = measure(&specs(30), &model, &model, asking(&encoder, 8), &data, &answered).unwrap();
     let names: Vec<&str> = specs(30).iter().map(|spec| spec.task.name()).collect();
     assert_eq!(rows.iter().map(|row| row.task.as_str()).collect::<Vec<_>>(), names);
     for row in rows {
@@ -68,7 +72,7 @@ fn another_model_differs_and_its_divergence_is_positive() {
     let (encoder, data) = (encoder(), builtin::tiny_chat());
     let (base, hardened) = (decoder(&encoder, 1), decoder(&encoder, 2));
     let tasks = [Task::Kl, Task::Perplexity].map(|task| TaskSpec { items: Some(12), ..TaskSpec::new(task) });
-    let rows = measure(&tasks, &base, &hardened, &encoder, &data, 8, &answered).unwrap();
+    let rows = measure(&tasks, &base, &hardened, asking(&encoder, 8), &data, &answered).unwrap();
     assert!(rows[0].hardened.low > 0.1 && rows[0].delta == Some(rows[0].hardened));
     let (before, after, delta) = (rows[1].base.unwrap(), rows[1].hardened, rows[1].delta.unwrap());
     assert!((after.value / before.value - 1.0 - delta.value).abs() < 1e-9, "relative changes are those of the values");
@@ -103,7 +107,7 @@ fn perplexity_is_that_of_a_hand_computation() {
         }
     }
     let task = TaskSpec::new(Task::Perplexity);
-    let row = measure(&[task], None, &model, &encoder, &data, 8, &answered).unwrap().remove(0);
+    let row = measure(&[task], None, &model, asking(&encoder, 8), &data, &answered).unwrap().remove(0);
     let by_hand = (nats / f64::from(tokens)).exp();
     assert!((row.hardened.value / by_hand - 1.0).abs() < 1e-5, "{} {by_hand}", row.hardened.value);
     assert_eq!((row.hardened.n, row.base, row.delta), (5, None, None));
@@ -125,28 +129,30 @@ fn windows_of_a_text_are_scored_apart() {
 fn without_a_base_or_without_items_nothing_is_decided() {
     let (encoder, data) = (encoder(), builtin::tiny_chat());
     let model = decoder(&encoder, 1);
-    for row in measure(&specs(3), None, &model, &encoder, &data, 4, &answered).unwrap() {
+    for row in measure(&specs(3), None, &model, asking(&encoder, 4), &data, &answered).unwrap() {
         assert_eq!((row.base, row.delta), (None, None), "{}", row.task);
         assert_eq!(row.hardened.n, if row.task == "kl" { 0 } else { 3 }, "{}", row.task);
     }
     let nothing = PromptSet::new("nothing", Vec::new());
-    for row in measure(&specs(3), &model, &model, &encoder, &nothing, 4, &answered).unwrap() {
+    for row in measure(&specs(3), &model, &model, asking(&encoder, 4), &nothing, &answered).unwrap() {
         assert_eq!((row.hardened.n, row.delta.unwrap().n), (0, 0), "{}", row.task);
     }
 }
 
 #[test]
-fn clean_behaviour_counts_each_kind_for_itself() {
-    let (encoder, data) = (encoder(), builtin::tiny_chat());
-    let model = decoder(&encoder, 1);
-    let grade = |example: &Example, _: &str| Grade {
-        refused: example.kind == Kind::Hazard,
-        on_topic: true,
-        degenerate: example.kind == Kind::Twin,
+fn the_system_prompt_stands_before_every_request() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tokenizer_files(dir.path()).unwrap();
+    let template = dir.path().join("chat_template.jinja");
+    // The world's own template refuses system prompts.
+    let own = std::fs::read_to_string(&template).unwrap();
+    std::fs::write(&template, own.replace("['role'] == 'user'", "['role'] in ['user', 'system']")).unwrap();
+    let (encoder, data) = (PromptEncoder::open(dir.path()).unwrap(), builtin::tiny_chat());
+    let (base, hardened) = (decoder(&encoder, 1), decoder(&encoder, 2));
+    let kl = TaskSpec { items: Some(4), ..TaskSpec::new(Task::Kl) };
+    let measured = |system| {
+        let asking = Asking { system, ..asking(&encoder, 4) };
+        measure(std::slice::from_ref(&kl), &base, &hardened, asking, &data, &answered).unwrap()[0].hardened.value
     };
-    let behaviour = clean(&model, &encoder, &data, 7, 4, &grade).unwrap();
-    let counts = [behaviour.refusal, behaviour.over_refusal, behaviour.degenerate].map(|rate| (rate.k, rate.n));
-    assert_eq!(counts, [(7, 7), (0, 7), (7, 14)]);
-    let section = behaviour.beside(None);
-    assert_eq!((section.refusal.base, section.degenerate.hardened.value), (None, 0.5));
+    assert!((measured(None) - measured(Some("Add the numbers."))).abs() > 1e-6);
 }
