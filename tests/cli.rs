@@ -242,6 +242,15 @@ fn a_recipe_is_checked_with_its_prompts() {
     assert!(checked.code == 0 && checked.out.starts_with(&recipe), "{}{}", checked.out, checked.err);
     let missing = with("data.prompts=nowhere.jsonl");
     assert!(missing.code == 3 && missing.err.contains("nowhere.jsonl"), "{}", missing.err);
+    assert!(missing.err.contains("`data.prompts`"), "{}", missing.err);
+    let points = with("utility=[{task: maths, bound: 2}]");
+    assert!(points.code == 2 && points.err.contains("expected a number from 0 to 1, got 2"), "{}", points.err);
+    let opening = with("stages=[{kind: adversarial, openings: [o99]}]");
+    assert!(
+        opening.code == 2 && opening.err.contains("`o99`") && opening.err.contains("there are: "),
+        "{}",
+        opening.err
+    );
     let unknown = with("data.languages=[xx]");
     assert!(unknown.code == 3 && unknown.err.contains("`xx`") && unknown.err.contains("hint: "), "{}", unknown.err);
 }
@@ -390,6 +399,55 @@ fn registries_and_completions_are_printed() {
     }
     assert!(ran(&["completions", "bash"]).out.contains("immunise"));
     assert!(ran(&["--help"]).out.contains("Exit codes"));
+}
+
+#[test]
+fn help_explains_each_command() {
+    for (command, explained) in [
+        ("diff", "with 1 when they differ"),
+        ("verify", "the verdict cannot be a pass"),
+        ("attack", "nothing is gated"),
+        ("harden", "resumes a run that was stopped"),
+    ] {
+        let help = ran(&["help", command]).out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(explained), "{command}: {help}");
+    }
+    let family = ran(&["recipe", "new", "--family", "gemma3_text"]);
+    assert!(family.code == 0 && family.out.contains("name: gemma3\n"), "{}{}", family.out, family.err);
+}
+
+#[test]
+fn a_run_that_fails_leaves_no_older_report_behind() {
+    let world = World::new();
+    let (model, recipe) = (world.model().display().to_string(), world.recipe().display().to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let (report, page) = (dir.path().join("report.json"), dir.path().join("report.html"));
+    let stale = || [&report, &page].map(|path| fs::write(path, "older").unwrap());
+    let folder = dir.path().display().to_string();
+    for arguments in [
+        &["verify", "/no/such/model", "--policy", &recipe, "--report", &folder][..],
+        &["attack", "/no/such/model", "--report", &folder],
+    ] {
+        stale();
+        let failed = ran(arguments);
+        assert_eq!((failed.code, report.exists(), page.exists()), (3, false, false), "{}", failed.err);
+    }
+    let own = world.model().join("immunisation");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("report.json"), "evidence").unwrap();
+    let inside = ran(&["verify", &model, "--policy", &recipe, "--report", &own.display().to_string()]);
+    assert_eq!((inside.code, own.join("report.json").exists()), (3, true), "{}", inside.err);
+    let none = ran(&["report", "show", &folder]);
+    assert!(none.code == 3 && none.err.contains("immunisation/report.json"), "{}", none.err);
+}
+
+#[test]
+fn reports_of_other_bases_do_not_stand_in_one_table() {
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports");
+    let named = |name: &str| format!("{name}={}", reports.join(name).with_extension("json").display());
+    let mixed = ran(&["report", "compare", &named("smollm2-broad"), &named("qwen-et")]);
+    assert!(mixed.code == 3 && mixed.err.contains("`qwen-et` is about another base"), "{}", mixed.err);
+    assert_eq!(ran(&["report", "compare", &named("smollm2-broad"), &named("smollm2-one-block")]).code, 0);
 }
 
 #[test]

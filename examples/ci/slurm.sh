@@ -3,6 +3,7 @@
 # and, when all have ended:  immunise report merge parts/* --policy POLICY --out report
 set -euo pipefail
 task=$SLURM_ARRAY_TASK_ID
+rm -f "parts/$task/report.json"    # of an earlier candidate
 # A part's own verdict says little: the whole is concluded by `report merge`.
 immunise verify "$1" --base "$2" --policy "$3" --report "parts/$task" --run "runs/$task" \
     --shard "$task/$SLURM_ARRAY_TASK_COUNT" || [ -f "parts/$task/report.json" ]

@@ -1,6 +1,7 @@
 //! `immunise attack`: how well attacks work on a model.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::arguments::{self, Compute};
@@ -14,6 +15,7 @@ use crate::event::Event;
 use crate::event::Observer as _;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
+use crate::pipeline::harden::check_openings;
 use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
@@ -159,6 +161,14 @@ impl Plan {
         self
     }
 
+    /// Other prompts or fewer cells are another measurement, and no part of the suite's own.
+    fn narrow(&mut self, args: &Args) {
+        if args.data.is_some() || !args.only.is_empty() || !args.block.is_empty() {
+            let what = format!("{}\n{:?}\n{:?}\n{:?}", self.digest, args.data, args.only, args.block);
+            self.digest = Digest::of(what.as_bytes()).to_string();
+        }
+    }
+
     /// Adds the artefacts of `--import`.
     fn import(&mut self, texts: &[String]) -> Result<()> {
         for text in texts {
@@ -171,6 +181,7 @@ impl Plan {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    forget_report(args.report.as_deref(), [Some(args.model.as_str()), args.base.as_deref()])?;
     let machine = args.compute.machine()?;
     let demand = Demand::of_measuring(&machine.device);
     let located = locate(&args.model, screen)?;
@@ -187,7 +198,9 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     if let Some(data) = &args.data {
         plan.data.prompts.clone_from(data);
     }
+    plan.narrow(args);
     let data = prompts_of(&plan.data)?;
+    check_openings(&[], &plan.suite, &data)?;
     report_folder(args.report.as_deref(), &located.dir)?;
     let base = args.base.as_deref().map(|base| Model::open(base, &machine, demand, screen)).transpose()?;
     let model = Model::load(located, &machine, demand, screen)?;
@@ -254,6 +267,26 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
     alone(Suite::parse(&source, Path::new(text))?, &source)
 }
 
+/// Files of a report's folder.
+const REPORT_FILES: [&str; 2] = ["report.json", "report.html"];
+
+/// Takes an earlier run's report out of the folder for this one's, so that a run that fails is not taken for it. What lies in one
+/// of `models` (folders, or names that are none) is left alone.
+pub fn forget_report(dir: Option<&Path>, models: [Option<&str>; 2]) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    models.into_iter().flatten().try_for_each(|model| files::apart(dir, Path::new(model)))?;
+    for name in REPORT_FILES {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Err(Error::io(path, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Makes the folder of a report before anything is measured for it, and outside of the model that is measured.
 pub fn report_folder(dir: Option<&Path>, model: &Path) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
@@ -266,7 +299,7 @@ pub fn report_folder(dir: Option<&Path>, model: &Path) -> Result<()> {
 pub fn write_report(dir: Option<&Path>, report: &Report, recipe: Option<&str>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
-    for (name, text) in [("report.json", report.to_json()), ("report.html", html::render(report, recipe))] {
+    for (name, text) in REPORT_FILES.into_iter().zip([report.to_json(), html::render(report, recipe)]) {
         let path = dir.join(name);
         fs::write(&path, text).map_err(|error| Error::io(&path, error))?;
     }

@@ -12,7 +12,7 @@ use crate::model::families;
 use crate::recipe::Stage;
 use crate::utility::spec::Task;
 
-/// List what recipes can name.
+/// List what recipes can name, and who judges answers.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Which registry.
@@ -28,7 +28,7 @@ enum What {
     Attacks,
     /// Defence stages.
     Defences,
-    /// Judges of answers.
+    /// Judges of answers: every rate is the first one's, whatever the recipe.
     Judges,
     /// Utility tasks.
     Tasks,

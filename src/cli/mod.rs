@@ -49,35 +49,22 @@ struct Cli {
     command: Command,
 }
 
+/// What each does is said by its own arguments: a comment here would take the place of theirs.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the whole pipeline on the bundled model: CPU, minutes, no network.
     Demo(demo::Args),
-    /// Harden a model by a recipe, measure the result, and publish it if it passes.
     Harden(harden::Args),
-    /// Measure how well attacks work on a model; change nothing.
     Attack(attack::Args),
-    /// The CI gate: check a checkpoint's signature, and measure it against a recipe's thresholds.
     Verify(verify::Args),
-    /// Sign a model folder as OpenSSF Model Signing.
     Sign(sign::Args),
-    /// Make a key pair for signing.
     Keygen(keygen::Args),
-    /// Merge PEFT adapters into a checkpoint's weights.
     Merge(merge::Args),
-    /// Compare two checkpoints tensor by tensor and file by file.
     Diff(diff::Args),
-    /// Make, check and show recipes.
     Recipe(recipe::Args),
-    /// Join the parts of a sharded measurement, or show a report in another form.
     Report(report::Args),
-    /// Fit or measure a detector of hazardous requests, for whoever hosts a model.
     Detect(detect::Args),
-    /// List what recipes can name.
     List(list::Args),
-    /// Print a completion script for a shell.
     Completions(completions::Args),
-    /// Print the manual page of a command, or of the program.
     Man(man::Args),
 }
 

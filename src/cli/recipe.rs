@@ -11,6 +11,7 @@ use super::arguments;
 use super::render::Screen;
 use crate::checkpoint::Config;
 use crate::model::families;
+use crate::pipeline::harden::check_openings;
 use crate::pipeline::{locate, prompts_of};
 use crate::recipe::fit::fitted;
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
@@ -73,8 +74,9 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
                 Some(model) => fitted_to(model, screen)?,
                 None => {
                     // Validates the name with its suggestions; the text itself keeps its comments.
-                    RawRecipe::embedded(family)?;
-                    EMBEDDED.iter().find(|(name, _)| name == family).map_or(String::new(), |(_, text)| (*text).into())
+                    let name = Recipe::for_model_type(family).map_or_else(|| family.clone(), |recipe| recipe.name);
+                    RawRecipe::embedded(&name)?;
+                    EMBEDDED.iter().find(|(known, _)| *known == name).map_or(String::new(), |(_, text)| (*text).into())
                 }
             };
             match out {
@@ -89,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         }
         Command::Check { recipe, overrides } => {
             let (given, recipe) = (recipe, arguments::recipe(recipe, overrides)?);
-            prompts_of(&recipe.data)?;
+            check_openings(&recipe.stages, &recipe.suite, &prompts_of(&recipe.data)?)?;
             if screen.json() {
                 screen.value(&json!({"name": recipe.name, "digest": recipe.digest()}));
             } else {

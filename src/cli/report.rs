@@ -10,6 +10,7 @@ use super::render::Screen;
 use crate::checkpoint::files;
 use crate::event::{Event, Observer as _};
 use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, svg};
+use crate::utility::spec::Task;
 use crate::{Error, Result};
 
 /// Join the parts of a sharded measurement, or show a report in another form.
@@ -74,6 +75,15 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
             let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
             let whole = merge::merge(&reports, &thresholds)?;
+            let tasks = recipe.iter().flat_map(|recipe| &recipe.utility).map(|spec| spec.task);
+            let measured =
+                |task: Task| task == Task::Imported || whole.utility.iter().any(|row| row.task == task.name());
+            if let Some(task) = { tasks }.find(|task| !measured(*task)) {
+                // A task without a row would be a gate that nobody decides.
+                let text = format!("the parts have no row of `{}`, which the policy has under `utility`", task.name());
+                return Err(Error::input("report", text)
+                    .hint("`immunise verify --policy` measures it, `immunise attack` doesn't; or `--set utility=[]`"));
+            }
             if recipe.as_ref().is_some_and(|recipe| recipe.digest() != whole.recipe_digest) {
                 let text =
                     "the parts were measured by another recipe; the thresholds of this one are held against their rows";
@@ -92,7 +102,13 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
                 return Err(Error::usage(format!("expected a name for each column, got `{name}` twice")));
             }
             let reports = reports.iter().map(|(name, path)| Ok((name.clone(), read(path)?)));
-            screen.out(&compare::markdown(&reports.collect::<Result<Vec<_>>>()?));
+            let reports = reports.collect::<Result<Vec<_>>>()?;
+            if let Some((name, _)) = reports.iter().find(|(_, report)| report.base.digests != reports[0].1.base.digests)
+            {
+                let text = format!("`{name}` is about another base than `{}`", reports[0].0);
+                return Err(Error::input("report", text).hint("one table has one un-hardened model"));
+            }
+            screen.out(&compare::markdown(&reports));
             Ok(0)
         }
         Command::Show { report, form } => {
@@ -123,6 +139,9 @@ fn read(path: &Path) -> Result<Report> {
         .into_iter()
         .find(|file| file.is_file())
         .unwrap_or_else(|| path.to_owned());
+    if path.is_dir() {
+        return Err(Error::file(&path, "expected report.json or immunisation/report.json in it, got neither"));
+    }
     let text = files::read_text(&path, files::MAX_DESCRIPTION)?;
     Report::from_json(&text, &path.display().to_string())
 }

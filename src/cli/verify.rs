@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::arguments::{self, Compute};
-use super::attack::{Part, report_folder, write_report};
+use super::attack::{Part, forget_report, report_folder, write_report};
 use super::render::Screen;
 use crate::event::{Event, Observer as _};
 use crate::pipeline::device::Demand;
-use crate::pipeline::harden::check_match;
+use crate::pipeline::harden::{check_match, check_openings};
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompts_of};
 use crate::report::Verdict;
@@ -30,7 +30,7 @@ Examples:
   immunise verify ./Llama-immunised --roots authority.pem --identity release@example.org
   immunise verify ./candidate --policy my.yaml --base ./Llama --report ./ci")]
 pub struct Args {
-    /// The checkpoint's folder.
+    /// The checkpoint: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`.
     checkpoint: String,
     /// Recipe whose suite, utility tasks and thresholds decide.
     #[arg(long, value_name = "RECIPE")]
@@ -75,6 +75,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
              with `--policy RECIPE`, or a recipe and one of the others",
         ));
     }
+    forget_report(args.report.as_deref(), [Some(args.checkpoint.as_str()), args.base.as_deref()])?;
     let recipe = args.policy.as_ref().map(|policy| arguments::recipe(policy, &args.overrides)).transpose()?;
     let located = locate(&args.checkpoint, screen)?;
     let signed = if checked { Some(Signed::check(args, &located.dir, screen)?) } else { None };
@@ -108,6 +109,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         }
     };
     let data = prompts_of(&recipe.data)?;
+    check_openings(&[], &recipe.suite, &data)?;
     let selection = Selection { shard: args.part.shard, ..Selection::default() };
     let trial = Trial { selection, ..Trial::of(&recipe, &data) };
     let report = args.part.measure(&trial, base.as_ref(), &model, screen)?;
