@@ -48,7 +48,8 @@ pub trait PoolAdversary: Send {
     /// As the attack's.
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
 
-    /// Learns what the edits of the last attack reached, in their order: the divergence of refusals under each, nats per answer token.
+    /// Learns what the edits of the last attack reached, in their order: the divergence under each of refusals, and of harmless answers
+    /// where the stage has them answered under edits, nats per answer token.
     fn reached(&mut self, divergences: &[f64]);
 
     /// The edit that reaches most of those met so far, in words, and what it reaches.
@@ -83,6 +84,10 @@ pub fn run(
     store: &mut dyn UnitStore,
 ) -> Result<StageOutcome> {
     let Weighed { original, current: decoder } = weights;
+    if data.hazards.is_empty() {
+        let problem = "expected hazards of split `train` with an `answer` that refuses, got none";
+        return Err(Error::input("prompts of stage `adversarial`", problem));
+    }
     let adapters = match spec.train {
         Parameters::Weights => Trainable::weights(decoder, layers)?,
         Parameters::Factors => {

@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_tuned_model_is_paid_for_as_often_as_it_is_trained() {
-        let row = "kind: lora, steps: 10, batch: 5, layers: [0]";
+        let row = "kind: lora, steps: 10, batch: 5";
         let suite = Suite::parse(&format!("attacks: [{{{row}}}, {{{row}}}]"), "suite.yaml".as_ref()).unwrap();
         let bills = |with_base| -> Vec<u64> {
             let grid = Grid::new(&suite, 2).unwrap();

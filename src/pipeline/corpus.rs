@@ -55,6 +55,10 @@ pub fn prompt_set(name: &str) -> Result<PromptSet> {
     match name.strip_prefix("builtin:") {
         Some(builtin::NAME) => Ok(builtin::tiny_chat()),
         Some(other) => PromptSet::builtin(other),
+        None if !Path::new(name).exists() => Err(Error::file(
+            Path::new(name),
+            "expected the file of prompts that `data.prompts` names, or `builtin:` and a name; there is none",
+        )),
         None => PromptSet::from_path(Path::new(name)),
     }
 }
@@ -145,6 +149,13 @@ impl Corpus<'_> {
                 })
                 .collect()
         };
+        let answered = hazards.iter().filter(|row| row.answer.is_some()).count();
+        if answered < hazards.len() {
+            let (without, all) = (hazards.len() - answered, hazards.len());
+            let text =
+                format!("{without} of {all} hazards of split `train` have no `answer`: no defence trains on them");
+            observer.event(Event::Warning(text));
+        }
         let compliant = hazards.iter().filter(|row| row.answer.is_some()).map(|row| {
             let Some(target) = &row.target else { return Ok(None) };
             let answer = self.encoder.encode_answer(target, false)?;

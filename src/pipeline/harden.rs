@@ -19,10 +19,10 @@ use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge};
 use crate::checkpoint::staging::check_target;
 use crate::checkpoint::{Checkpoint, Staged, files, patch};
-use crate::data::PromptSet;
+use crate::data::{Kind, PromptSet, Split};
 use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::{Recipe, Stage, Suite};
 use crate::report::wording::percent;
 use crate::report::{Approved, Report, Shard, html};
 use crate::sign::{SIGNATURE_FILE, SigningKey};
@@ -258,7 +258,9 @@ impl Opened {
         let base = Model::load(located, &request.machine, demand, observer)?;
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;
-        Ok(Self { base, stages, data: prompts_of(&recipe.data)? })
+        let data = prompts_of(&recipe.data)?;
+        check_openings(&recipe.stages, &recipe.suite, &data)?;
+        Ok(Self { base, stages, data })
     }
 }
 
@@ -303,6 +305,34 @@ pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>>
         stage.layers().resolve(n_layers, &format!("stages.{i}.layers"))
     };
     recipe.stages.iter().enumerate().map(blocks).collect()
+}
+
+/// Refuses openings that no target of the data has: where they are used, hours of measuring would be lost.
+///
+/// # Errors
+/// [`Error::Usage`] naming the key, and the openings there are.
+pub fn check_openings(stages: &[Stage], suite: &Suite, data: &PromptSet) -> Result<()> {
+    let check = |key: String, wanted: &[String], split: Split| {
+        let rows = data.select(split, Kind::Hazard).into_iter().filter(|row| row.target.is_some());
+        let known: BTreeSet<&str> = rows.filter_map(|row| row.opening.as_deref()).collect();
+        match wanted.iter().find(|name| !known.contains(name.as_str())) {
+            Some(unknown) => {
+                let known = known.into_iter().collect::<Vec<_>>().join(", ");
+                Err(Error::usage(format!("`{key}`: no target in `{}` opens as `{unknown}`", data.name))
+                    .hint(format!("there are: {known}")))
+            }
+            None => Ok(()),
+        }
+    };
+    for (i, stage) in stages.iter().enumerate() {
+        if let Stage::Adversarial(spec, _) = stage {
+            check(format!("stages.{i}.openings"), &spec.openings, Split::Train)?;
+        }
+    }
+    for (i, search) in suite.attacks.iter().enumerate().filter_map(|(i, attack)| Some((i, attack.search.as_ref()?))) {
+        check(format!("suite.attacks.{i}.search.openings"), &search.openings, Split::Attack)?;
+    }
+    Ok(())
 }
 
 fn inputs(recipe: &Recipe, base: &Model, data: &str, device: &Device) -> Inputs {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::budget;
 use super::corpus::prompts_of;
 use super::device::{Activations, Demand, Machine, Placement, Residency, Shelf};
-use super::harden::{check_match, locate_for, stage_layers};
+use super::harden::{check_match, check_openings, locate_for, stage_layers};
 use super::suite::{Grid, Selection};
 use super::verify::{imported, row_names};
 use crate::Result;
@@ -72,6 +72,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
     let data = prompts_of(&recipe.data)?;
+    check_openings(&recipe.stages, &recipe.suite, &data)?;
     let own_requests = match recipe.data.own_requests {
         0 => String::new(),
         most => {
@@ -209,6 +210,10 @@ fn shortages(recipe: &Recipe, data: &PromptSet, grid: &Grid) -> Vec<String> {
     let have = data.select(Split::Evaluation, Kind::Hazard).len();
     if have < recipe.suite.evaluation_prompts {
         out.push(format!("{} hazards to evaluate on are asked for, there are {have}", recipe.suite.evaluation_prompts));
+    }
+    let have = data.select(Split::Validation, Kind::Hazard).len();
+    if have < recipe.suite.validation_prompts {
+        out.push(format!("{} hazards to choose on are asked for, there are {have}", recipe.suite.validation_prompts));
     }
     let pairs = data.select(Split::Attack, Kind::Hazard).iter().filter(|row| row.target.is_some()).count();
     let wanted = grid.attacks.iter().map(|cell| cell.spec.pairs).max().unwrap_or(0);

@@ -2,7 +2,6 @@
 
 use super::examiner::{Examiner, Questions};
 use super::pool::Pool;
-use crate::Result;
 use crate::attack::AttackData;
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, fit, paper_steps};
@@ -16,6 +15,7 @@ use crate::intervention::{Edit, Positions};
 use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::recipe::Stage;
+use crate::{Error, Result};
 
 /// Pairs per step of the paper's attack.
 const PAPER_BATCH: usize = 10;
@@ -127,6 +127,9 @@ impl Adversary for PaperAdversary<'_> {
     }
 
     fn success(&self, decoder: &Decoder, edit: &Edit) -> Result<f64> {
+        if self.data.validation.is_empty() {
+            return Err(Error::input("prompts", "expected hazards of split `validation` to choose by, got none"));
+        }
         let edit = Some((edit, Positions::All));
         Ok(self.data.examiner.counts(decoder, &self.data.validation, edit)?.success())
     }

@@ -192,8 +192,10 @@ impl Grid {
     /// What may not be parted: the repetitions of a row at one place, which make one figure, and its control, which takes
     /// the size of the edit.
     fn group<'a>(&'a self, cell: &'a Cell) -> (usize, &'a [usize]) {
-        let attack =
-            |of: &Cell| self.attacks.iter().find(|attack| attack.name == of.name && attack.layers == cell.layers);
+        let same = |attack: &&Cell, of: &Cell| {
+            attack.name == of.name && attack.layers == cell.layers && attack.spec.positions == of.spec.positions
+        };
+        let attack = |of: &Cell| self.attacks.iter().find(|attack| same(attack, of));
         let like = cell.control_of.as_deref().and_then(attack).unwrap_or(cell);
         (like.row, &like.layers)
     }

@@ -462,6 +462,8 @@ impl Checked for AdversarialSpec {
         for (key, value) in [
             ("restart_after", self.restart_after),
             ("vector_life", self.vector_life),
+            ("warm_up", self.warm_up),
+            ("edits_per_step", self.edits_per_step),
             ("batch", self.batch),
             ("anchor_batch", self.anchor_batch),
         ] {
@@ -588,7 +590,7 @@ impl AttackSpec {
 
     /// Keys of artefacts and of changed weights: each has a meaning for some kinds only.
     fn check_weights(&self, at: &str, problems: &mut Problems) {
-        use AttackKind::{Abliteration, DeltaStrip, Imported, Quantised};
+        use AttackKind::{Abliteration, DeltaStrip, Imported, Lora, Quantised};
         let given = [
             ("file", self.file.is_some(), &[Imported][..]),
             ("op", self.op.is_some(), &[Imported]),
@@ -609,6 +611,9 @@ impl AttackSpec {
         }
         if let Some(trials) = self.search_trials {
             problems.count(at, "search_trials", trials, 1, MAX_COUNT);
+        }
+        if self.kind == Lora && self.layers != Layers::default() {
+            problems.add(join(at, "layers"), "a LoRA is trained on every block; expected none to be named");
         }
         if self.kind == Abliteration && self.positions != Positions::All {
             problems.add(join(at, "positions"), "changed weights act on every token; expected `all`");
@@ -632,7 +637,9 @@ impl Checked for TaskSpec {
             problems.count(at, "items", items, 2, MAX_COUNT);
         }
         if let Some(bound) = self.bound {
-            problems.within(at, "bound", bound, 1e6);
+            // A drop of a rate can't be larger than 1; what is relative or in nats can.
+            let most = if self.task.is_rate() { 1.0 } else { 1e6 };
+            problems.within(at, "bound", bound, most);
         }
         let imported = self.task == Task::Imported;
         if imported && self.file.is_none() {

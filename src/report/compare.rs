@@ -55,12 +55,19 @@ pub fn markdown(reports: &[(String, Report)]) -> String {
     out
 }
 
-/// Name and knowledge of every row of any report, controls last, in the order in which they first come.
-fn keys(reports: &[(String, Report)]) -> Vec<(String, &'static str)> {
+/// What the rows of one line have in common: name, knowledge and positions.
+type Key = (String, &'static str, String);
+
+fn key(row: &AttackRow) -> Key {
+    (row.name.clone(), row.knowledge(), row.positions.clone())
+}
+
+/// The keys of every row of any report, controls last, in the order in which they first come.
+fn keys(reports: &[(String, Report)]) -> Vec<Key> {
     let mut keys = Vec::new();
     let rows = reports.iter().flat_map(|(_, report)| &report.attacks);
     for row in rows.chain(reports.iter().flat_map(|(_, report)| &report.controls)) {
-        let key = (row.name.clone(), row.knowledge());
+        let key = key(row);
         if !keys.contains(&key) {
             keys.push(key);
         }
@@ -68,9 +75,9 @@ fn keys(reports: &[(String, Report)]) -> Vec<(String, &'static str)> {
     keys
 }
 
-fn rows<'a>(report: &'a Report, key: &(String, &'static str)) -> Vec<&'a AttackRow> {
+fn rows<'a>(report: &'a Report, of: &Key) -> Vec<&'a AttackRow> {
     let all = report.attacks.iter().chain(&report.controls);
-    all.filter(|row| row.name == key.0 && row.knowledge() == key.1).collect()
+    all.filter(|row| key(row) == *of).collect()
 }
 
 fn outcomes(outcomes: &[Option<&Outcome>]) -> String {
@@ -99,7 +106,12 @@ mod tests {
         assert!(text.contains(&report.utility[0].task), "{text}");
         let widths: Vec<usize> = text.lines().take(3).map(|line| line.matches('|').count()).collect();
         assert!(widths.iter().all(|n| *n == widths[0]), "{text}");
-        let mut attacks_only = report;
+        let mut elsewhere = report.clone();
+        elsewhere.attacks.push(AttackRow { positions: "prompt".into(), ..row.clone() });
+        let lines = |text: &str| text.lines().filter(|line| line.contains(&row.name)).count();
+        let (once, twice) = (markdown(&[("a".into(), report.clone())]), markdown(&[("a".into(), elsewhere)]));
+        assert_eq!(lines(&twice), lines(&once) + 1, "one line for each choice of positions: {twice}");
+        let mut attacks_only = report.clone();
         attacks_only.utility.clear();
         assert!(!markdown(&[("a".into(), attacks_only)]).contains("without an attack"));
     }

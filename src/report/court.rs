@@ -180,7 +180,7 @@ impl<'a> Court<'a> {
             layers.sort_unstable();
             layers.dedup();
             let message = format!(
-                "{} ({}, {} positions) at {}: it does not break the un-hardened model ({} at most), so it does not count",
+                "{} ({}, {} positions) at {}: it does not break the un-hardened model ({} at most), so it is in no mean",
                 row.name,
                 row.knowledge(),
                 row.positions,

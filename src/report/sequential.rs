@@ -37,7 +37,7 @@ impl Looks {
     #[must_use]
     pub fn decides(&self, rate: Rate, number: usize) -> bool {
         let interval = interval(rate, self.error(number));
-        self.bounds.iter().all(|bound| interval.high <= *bound || interval.low > *bound)
+        !self.bounds.is_empty() && self.bounds.iter().all(|bound| interval.high <= *bound || interval.low > *bound)
     }
 }
 
@@ -84,6 +84,13 @@ mod tests {
         for (error, z) in [(10_000, 2.575_829), (1_000, 3.290_527), (40_000, 2.053_749), (WHOLE, Z95)] {
             assert!((quantile(error) - z).abs() < 1e-5, "{error}: {}", quantile(error));
         }
+    }
+
+    #[test]
+    fn without_bounds_nothing_is_decided_before_the_end() {
+        let rate = Rate { k: 0, n: 50 };
+        assert!(!Looks { count: 4, bounds: vec![] }.decides(rate, 0));
+        assert!(Looks { count: 4, bounds: vec![0.9] }.decides(rate, 0));
     }
 
     #[test]
