@@ -32,6 +32,7 @@ const HEAVY: &[&str] = &[
     "immunise report compare trained=",
     "immunise report compare broad=",
     "immunise report compare one-block=",
+    "immunise report compare four-blocks=",
     "immunise verify hardened --policy llama",
     "immunise harden model --out hardened --key",
 ];
@@ -59,6 +60,7 @@ const REPORTS: &[(&str, &str)] = &[
     ("adversarial", "docs/reports/smollm2-adversarial.json"),
     ("broad", "docs/reports/smollm2-broad.json"),
     ("one-block", "docs/reports/smollm2-one-block.json"),
+    ("four-blocks", "docs/reports/smollm2-four-blocks.json"),
     ("et", "docs/reports/qwen-et.json"),
 ];
 
