@@ -451,6 +451,16 @@ fn reports_of_other_bases_do_not_stand_in_one_table() {
 }
 
 #[test]
+fn parts_without_utility_do_not_pass_a_policy_that_has_it() {
+    let part = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports/smollm2-one-block.json");
+    let merge = ["report", "merge", part.to_str().unwrap(), "--policy", "demo"];
+    let merged = ran(&merge);
+    assert!(merged.code == 3 && merged.err.contains("no row of `maths`"), "{}", merged.err);
+    let without = ran(&[&merge[..], &["--set", "utility=[]"]].concat());
+    assert_ne!(without.code, 3, "{}", without.err);
+}
+
+#[test]
 fn a_monitor_is_fitted_measured_and_asked() {
     let world = World::new();
     let path = |name: &str| world.root().join(name).display().to_string();

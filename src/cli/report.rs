@@ -75,11 +75,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
             let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
             let whole = merge::merge(&reports, &thresholds)?;
-            let tasks = recipe.iter().flat_map(|recipe| &recipe.utility).map(|spec| spec.task);
+            // A task without a row would be a gate that nobody decides. Rows of a task file have names of their own.
             let measured =
                 |task: Task| task == Task::Imported || whole.utility.iter().any(|row| row.task == task.name());
-            if let Some(task) = { tasks }.find(|task| !measured(*task)) {
-                // A task without a row would be a gate that nobody decides.
+            let mut tasks = recipe.iter().flat_map(|recipe| &recipe.utility).map(|spec| spec.task);
+            if let Some(task) = tasks.find(|task| !measured(*task)) {
                 let text = format!("the parts have no row of `{}`, which the policy has under `utility`", task.name());
                 return Err(Error::input("report", text)
                     .hint("`immunise verify --policy` measures it, `immunise attack` doesn't; or `--set utility=[]`"));
