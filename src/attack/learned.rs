@@ -1,9 +1,9 @@
 //! Low-rank edits of the inputs of one block or several, trained until the model answers hazards affirmatively.
 //!
 //! *Source*: E.T. (2026), the paper's attack: `Φ(h) = h + W2ᵀ(W1−W2)h` (other forms: [`Form`]), factors uniform in `±1/√d`, AdamW without weight
-//! decay, step size decayed linearly, gradient norm clipped at 1, next-token loss on the answer's tokens, the last of
-//! which are cut off so that the edit never learns to stop. The inputs of the attacked block do not change while the
-//! edit is trained, so they are computed once, and every step runs only the blocks above.
+//! decay, step size decayed linearly, gradient norm clipped at 1, next-token loss on the answer's tokens. Answers end without the
+//! token that ends a turn, so an edit never learns to stop. The inputs of the attacked block do not change while the edit is
+//! trained, so they are computed once, and every step runs only the blocks above.
 
 use std::collections::BTreeSet;
 

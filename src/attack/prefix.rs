@@ -9,9 +9,6 @@ use crate::model::loss::cross_entropy;
 use crate::model::{Decoder, Hooks, Intervention, Site, TokenBatch};
 use crate::{Error, Result};
 
-/// Ids at an answer's end that the attacker does not train on.
-const CUT: usize = 2;
-
 /// A frozen decoder's view of some pairs from one block on: everything below is computed once.
 ///
 /// All pairs are padded to one width; a batch drops the columns that are padding in all of its rows.
@@ -26,7 +23,7 @@ pub struct Prefix<'a> {
 }
 
 impl<'a> Prefix<'a> {
-    /// Runs blocks `0..layer` of `decoder` on `pairs`, answers cut for the attacker's loss.
+    /// Runs blocks `0..layer` of `decoder` on `pairs`.
     ///
     /// # Errors
     /// As [`Decoder::run`].
@@ -38,7 +35,7 @@ impl<'a> Prefix<'a> {
             ));
         }
         let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
-        let targets: Vec<Vec<u32>> = pairs.iter().map(|p| p.target[..cut(p.target.len())].to_vec()).collect();
+        let targets: Vec<Vec<u32>> = pairs.iter().map(|p| p.target.clone()).collect();
         let batch = TokenBatch::dialogues(&prompts, &targets, pad);
         // Chunks bound the memory of the pass below; nothing is tracked there.
         let rows: Vec<usize> = (0..pairs.len()).collect();
@@ -153,9 +150,4 @@ impl Intervention for Stacked<'_> {
     fn acts_at(&self, site: Site) -> bool {
         self.0.iter().any(|(_, edit)| edit.acts_at(site))
     }
-}
-
-/// Tokens of an answer of `len` that the attacker trains on.
-fn cut(len: usize) -> usize {
-    if len > CUT { len - CUT } else { len }
 }
