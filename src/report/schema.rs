@@ -552,14 +552,16 @@ impl Report {
         self.attacks.iter().filter(move |row| row.adaptive == adaptive && !row.ungated)
     }
 
-    /// The control beside `row`: a random edit on the same blocks and positions, else any control there.
+    /// The control beside `row`: the random edit of its own on the same blocks and positions, else one that is no other
+    /// attack's, else any such control there.
     #[must_use]
     pub fn control_of(&self, row: &AttackRow) -> Option<&AttackRow> {
         let here = |c: &&AttackRow| c.layers == row.layers && c.positions == row.positions;
-        let own = format!("random like {}", row.name);
-        let named = self.controls.iter().filter(here).find(|c| c.name == own);
-        let random = || self.controls.iter().filter(here).find(|c| c.family == "random");
-        named.or_else(random).or_else(|| self.controls.iter().find(|c| here(c) && !c.ungated))
+        let of = |c: &&AttackRow| c.name.strip_prefix("random like ").map(str::to_owned);
+        let free = |c: &&AttackRow| here(c) && of(c).is_none();
+        let named = self.controls.iter().filter(here).find(|c| of(c).is_some_and(|name| name == row.name));
+        let random = || self.controls.iter().filter(free).find(|c| c.family == "random");
+        named.or_else(random).or_else(|| self.controls.iter().find(|c| free(c) && !c.ungated))
     }
 }
 
@@ -627,5 +629,14 @@ mod tests {
         let report = sample::report();
         let row = &report.attacks[4];
         assert_eq!(report.control_of(row).map(|c| c.layers.clone()), Some(row.layers.clone()));
+        // That of another attack at the same block is not beside it, wherever it stands in the list; one of its own is.
+        let free = report.control_of(row).unwrap().clone();
+        let like = |name: &str| AttackRow { name: format!("random like {name}"), ..free.clone() };
+        let row = row.clone();
+        let with = |controls: Vec<AttackRow>| Report { controls, ..sample::report() };
+        let beside = |report: &Report| report.control_of(&row).map(|control| control.name.clone());
+        assert_eq!(beside(&with(vec![like("another"), free.clone()])), Some(free.name.clone()));
+        assert_eq!(beside(&with(vec![like("another")])), None);
+        assert_eq!(beside(&with(vec![free.clone(), like(&row.name)])), Some(like(&row.name).name));
     }
 }
