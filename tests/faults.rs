@@ -51,7 +51,7 @@ fn data(pad: u32) -> DefenceData {
     let mut dialogues = |count: usize| -> Vec<Dialogue> {
         (0..count).map(|i| Dialogue { prompt: tokens(4 + i % 4), answer: tokens(2 + i % 3) }).collect()
     };
-    DefenceData { hazards: dialogues(12), compliant: vec![], anchors: dialogues(12), pad }
+    DefenceData { hazards: dialogues(12), anchors: dialogues(12), pad, ..DefenceData::default() }
 }
 
 fn spec(steps: usize) -> EtSpec {

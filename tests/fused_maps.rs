@@ -72,7 +72,7 @@ fn data() -> DefenceData {
     let mut dialogues = |count: usize| -> Vec<Dialogue> {
         (0..count).map(|i| Dialogue { prompt: tokens(4 + i % 4), answer: tokens(2 + i % 3) }).collect()
     };
-    DefenceData { hazards: dialogues(8), compliant: vec![], anchors: dialogues(8), pad: 0 }
+    DefenceData { hazards: dialogues(8), anchors: dialogues(8), ..DefenceData::default() }
 }
 
 fn logits(decoder: &Decoder) -> Vec<f32> {

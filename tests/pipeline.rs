@@ -241,6 +241,22 @@ fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
     let spec = AdversarialSpec { pool: 0, vectors: vec![Vector::Ablation], batch: 1, ..AdversarialSpec::default() };
     let found = Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap();
     assert_eq!(found[0].edit().unwrap(), *best);
+    // A random one is as long as a difference of means at one of its strengths, and points elsewhere.
+    let vector = |vector: Vector| {
+        let spec = AdversarialSpec { vectors: vec![vector], ..spec.clone() };
+        match Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap()[0].edit().unwrap() {
+            Edit::Add { vector, .. } => vector,
+            other => panic!("no vector: {other:?}"),
+        }
+    };
+    let (known, random) = (vector(Vector::MeanDifference), vector(Vector::Random));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let norms = [&known, &random].map(|vector| dot(vector, vector).sqrt());
+    let strengths = [0.02_f32, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+    let ratios = strengths.iter().flat_map(|a| strengths.iter().map(move |b| a / b));
+    let ratio = norms[1] / norms[0];
+    assert!(ratios.into_iter().any(|expected| (ratio / expected - 1.0).abs() < 1e-3), "{ratio}");
+    assert!(dot(&known, &random).abs() < 0.999 * norms[0] * norms[1], "{known:?} {random:?}");
 }
 
 #[test]
@@ -252,7 +268,7 @@ fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
 fn goes_on_bit_for_bit(settings: &str) {
     let stage = format!(
         "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, {settings}, batch: 2, \
-         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation], vector_life: 3, amplify: [1.0, 2.0]}}"
+         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation, random], vector_life: 3, amplify: [1.0, 2.0]}}"
     );
     let world = World::with_stage(&stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();

@@ -17,7 +17,7 @@ use ndarray::Array2;
 
 use super::anchor::{Anchors, Asked};
 use super::noise::Noise;
-use super::spec::{AdversarialSpec, Parameters};
+use super::spec::{AdversarialSpec, AnchorWeights, Parameters};
 use super::trainable::Trainable;
 use super::{DefenceData, StageOutcome, UnitStore, Weighed};
 use crate::event::{Event, Observer};
@@ -100,7 +100,7 @@ pub fn run(
     let refused = data.hazards.iter().map(|hazard| hazard.beginning(held));
     let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
-    let questions = Questions { spec, data, noise: Noise::of(spec.prompt_noise, &everything) };
+    let questions = Questions::new(spec, data, Noise::of(spec.prompt_noise, &everything));
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
     let mut run = Run {
         step: 0,
@@ -262,9 +262,21 @@ struct Questions<'a> {
     spec: &'a AdversarialSpec,
     data: &'a DefenceData,
     noise: Option<Noise<'a>>,
+    /// Up to and with each anchor, the sum of their weights; empty where all weigh the same.
+    sums: Vec<f64>,
 }
 
 impl<'a> Questions<'a> {
+    fn new(spec: &'a AdversarialSpec, data: &'a DefenceData, noise: Option<Noise<'a>>) -> Self {
+        let alike = spec.anchor_weights == AnchorWeights::default();
+        let kinds = if alike { &[] } else { data.anchor_kinds.as_slice() };
+        let sums = kinds.iter().scan(0.0, |sum, kind| {
+            *sum += spec.anchor_weights.of(*kind);
+            Some(*sum)
+        });
+        Self { spec, data, noise, sums: sums.collect() }
+    }
+
     /// Hazards to be refused under one of `edits` edits, its share of the anchors, and the anchors to be answered under it.
     fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 3] {
         let hazards = (0..self.spec.batch).map(|_| self.hazard(None, draws)).collect();
@@ -282,7 +294,14 @@ impl<'a> Questions<'a> {
     }
 
     fn anchor(&self, draws: &mut Stream) -> Asked<'a> {
-        let row = self.data.hazards.len() + draws.below(self.data.anchors.len());
+        let anchor = match self.sums.last() {
+            None => draws.below(self.data.anchors.len()),
+            Some(all) => {
+                let place = draws.unit() * all;
+                self.sums.partition_point(|sum| *sum <= place).min(self.sums.len() - 1)
+            }
+        };
+        let row = self.data.hazards.len() + anchor;
         Asked { instead: self.noise.as_ref().and_then(|noise| noise.disturbed(row, draws)), ..Asked::plainly(row) }
     }
 
@@ -308,7 +327,30 @@ impl<'a> Questions<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Dialogue;
     use super::*;
+    use crate::data::Kind;
+
+    #[test]
+    fn an_anchor_is_drawn_as_often_as_its_kind_weighs() {
+        let anchors = vec![Dialogue { prompt: vec![1], answer: vec![2] }; 4];
+        let anchor_kinds = vec![Kind::Maths, Kind::Twin, Kind::Benign, Kind::Copy];
+        let data = DefenceData { anchors, anchor_kinds, ..DefenceData::default() };
+        let drawn = |anchor_weights| {
+            let spec = AdversarialSpec { anchor_weights, ..AdversarialSpec::default() };
+            let (questions, mut draws) = (Questions::new(&spec, &data, None), Stream::new(0, "draws"));
+            let mut counts = [0_usize; 4];
+            for _ in 0..9000 {
+                counts[questions.anchor(&mut draws).row] += 1;
+            }
+            counts
+        };
+        let near = |counts: [usize; 4], expected: [usize; 4]| {
+            assert!(counts.iter().zip(expected).all(|(count, expected)| count.abs_diff(expected) < 150), "{counts:?}");
+        };
+        near(drawn(AnchorWeights { maths: 5.0, copy: 2.0, ..AnchorWeights::default() }), [5000, 1000, 1000, 2000]);
+        near(drawn(AnchorWeights::default()), [2250; 4]);
+    }
 
     #[test]
     fn the_mean_is_that_of_all_it_was_given_and_comes_back_bit_for_bit() {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::adapter::AdapterSet;
+use crate::data::Kind;
 use crate::intervention::Edit;
 use crate::model::Decoder;
 pub use cache::Room;
@@ -83,6 +84,8 @@ pub struct DefenceData {
     pub compliant: Vec<Option<Compliant>>,
     /// Benign, twin, maths, copying and fact dialogues: the model must stay as it is here.
     pub anchors: Vec<Dialogue>,
+    /// What each of them is, in their order.
+    pub anchor_kinds: Vec<Kind>,
     /// Id that fills padding.
     pub pad: u32,
 }

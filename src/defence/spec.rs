@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::cache::CacheType;
+use crate::data::Kind;
 use crate::intervention::Layers;
 
 /// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
@@ -167,6 +168,45 @@ pub enum Vector {
     InContextVector,
     /// A difference of class means, projected out of every block: the one of several blocks and contrasts that serves the attacker best.
     Ablation,
+    /// A direction that knows nothing, as long as a difference of class means, at one block: what controls are, and some of them work.
+    Random,
+}
+
+/// How often one anchor of each kind is drawn, in proportion to the others; clean hazards are not among them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnchorWeights {
+    /// Harmless requests in hazardous words.
+    pub twin: f64,
+    /// Ordinary harmless requests, those that the model made up among them.
+    pub benign: f64,
+    /// Arithmetic.
+    pub maths: f64,
+    /// Words to be repeated.
+    pub copy: f64,
+    /// Facts.
+    pub fact: f64,
+}
+
+impl Default for AnchorWeights {
+    fn default() -> Self {
+        Self { twin: 1.0, benign: 1.0, maths: 1.0, copy: 1.0, fact: 1.0 }
+    }
+}
+
+impl AnchorWeights {
+    /// That of an anchor of `kind`; 0 of kinds that are no anchors.
+    #[must_use]
+    pub const fn of(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::Twin => self.twin,
+            Kind::Benign => self.benign,
+            Kind::Maths => self.maths,
+            Kind::Copy => self.copy,
+            Kind::Fact => self.fact,
+            Kind::Hazard | Kind::Text => 0.0,
+        }
+    }
 }
 
 /// Settings of `adversarial`: adapters on the chosen blocks trained so that the model keeps refusing under edits that
@@ -218,6 +258,8 @@ pub struct AdversarialSpec {
     pub batch: usize,
     /// Anchors (benign, twins, maths, copying, clean refusals) per outer batch.
     pub anchor_batch: usize,
+    /// Which kinds of them are drawn more often than their number gives.
+    pub anchor_weights: AnchorWeights,
     /// Weight of the KL divergence to the original on anchors, per nat.
     pub kl_weight: f64,
     /// Harmless anchors per edit and step that are to be answered under the edit as without it, with the weight of the refusals:
@@ -261,6 +303,7 @@ impl Default for AdversarialSpec {
             edits_per_step: 2,
             batch: 16,
             anchor_batch: 24,
+            anchor_weights: AnchorWeights::default(),
             kl_weight: 20.0,
             attacked_anchors: 0,
             begun: 0.25,

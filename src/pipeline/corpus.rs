@@ -134,11 +134,14 @@ impl Corpus<'_> {
             anchors.extend(rows);
         }
         stream.shuffle(&mut anchors);
-        let unanswered = anchors.iter().filter(|row| row.answer.is_none()).map(|row| self.prompt(row));
-        let mut own = unanswered.collect::<Result<Vec<_>>>()?;
+        let (worked, unanswered): (Vec<&Example>, Vec<&Example>) =
+            anchors.into_iter().partition(|row| row.answer.is_some());
+        let mut own = unanswered.iter().map(|row| self.prompt(row)).collect::<Result<Vec<_>>>()?;
         let made_up = self.own_requests(examiner, decoder, own_requests)?;
         let own_requests = made_up.len();
         own.extend(made_up);
+        let rows = worked.iter().chain(&unanswered).map(|row| row.kind);
+        let anchor_kinds = rows.chain(std::iter::repeat_n(Kind::Benign, own_requests)).collect();
         let own = self.own_answers(examiner, decoder, own, store, observer)?;
         let dialogues = |rows: &[&Example]| -> Result<Vec<Dialogue>> {
             let answered: Vec<_> = rows.iter().filter_map(|row| Some((*row, row.answer.as_deref()?))).collect();
@@ -165,7 +168,8 @@ impl Corpus<'_> {
             defence: DefenceData {
                 compliant: compliant.collect::<Result<_>>()?,
                 hazards: dialogues(&hazards)?,
-                anchors: [dialogues(&anchors)?, own].concat(),
+                anchors: [dialogues(&worked)?, own].concat(),
+                anchor_kinds,
                 pad: PAD,
             },
             attack: self.adversary(Split::Train, &self.benign())?,

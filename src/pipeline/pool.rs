@@ -10,6 +10,7 @@
 use rayon::prelude::*;
 
 use super::cell::kind_name;
+use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
 use crate::attack::learned::{Fit, Learner, fit, paper_steps};
@@ -35,7 +36,7 @@ const VECTOR_PROMPTS: usize = 64;
 
 /// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
-const STRENGTHS: [f64; 6] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0];
+const STRENGTHS: [f64; 7] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 
 /// Blocks that a projected direction is chosen among, for each contrast.
 const PROJECTED_BLOCKS: usize = 6;
@@ -410,6 +411,10 @@ fn strongest(
     let kind = attack_of(vector);
     let candidates = match vector {
         Vector::MeanDifference => steered(kind, &[one(stream)], decoder, data)?,
+        Vector::Random => {
+            let like = steered(attack_of(Vector::MeanDifference), &[one(stream)], decoder, data)?;
+            like.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()?
+        }
         Vector::PrincipalComponent | Vector::InContextVector => steered(kind, layers, decoder, data)?,
         Vector::Ablation => projections(later, decoder, data, stream)?,
     };
@@ -431,6 +436,7 @@ fn attack_of(vector: Vector) -> AttackKind {
         Vector::PrincipalComponent => AttackKind::PrincipalComponent,
         Vector::InContextVector => AttackKind::InContextVector,
         Vector::Ablation => AttackKind::Ablation,
+        Vector::Random => AttackKind::Random,
     }
 }
 

@@ -8,7 +8,7 @@ use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite};
 use crate::attack::spec::{Allowance, AttackKind, AttackSpec, Knowledge, Method, Search};
-use crate::defence::spec::{AdversarialSpec, EtClosedSpec, EtSpec, HarmVectorSpec};
+use crate::defence::spec::{AdversarialSpec, AnchorWeights, EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::error::{Error, Result};
 use crate::intervention::{Layers, Positions};
 use crate::judge::guard::GuardSpec;
@@ -483,6 +483,10 @@ impl Checked for AdversarialSpec {
         problems.count(at, "refusal_tokens", self.refusal_tokens, 0, MAX_COUNT);
         problems.count(at, "attacked_anchors", self.attacked_anchors, 0, MAX_COUNT);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
+        let AnchorWeights { twin, benign, maths, copy, fact } = self.anchor_weights;
+        for (kind, weight) in [("twin", twin), ("benign", benign), ("maths", maths), ("copy", copy), ("fact", fact)] {
+            problems.positive(&join(at, "anchor_weights"), kind, weight, 1e3);
+        }
         problems.within(at, "kl_weight", self.kl_weight, 1e6);
         problems.within(at, "average", self.average, 1.0);
         problems.within(at, "begun", self.begun, 1.0);
