@@ -53,7 +53,7 @@ pub struct Found {
 
 /// A small decoder's shape.
 #[cfg(test)]
-fn tiny() -> crate::model::Blueprint {
+pub(crate) fn tiny() -> crate::model::Blueprint {
     crate::model::Blueprint {
         family: "llama",
         vocab: 40,
@@ -72,7 +72,7 @@ fn tiny() -> crate::model::Blueprint {
 
 /// A decoder of normally distributed weights.
 #[cfg(test)]
-fn random_decoder(
+pub(crate) fn random_decoder(
     blueprint: crate::model::Blueprint,
     std: f64,
     mut stream: crate::math::seed::Stream,

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Bench, Side, Subject, Units};
-use super::examiner::{Counts, Questions};
+use super::examiner::Counts;
 use super::weights::{Reweighting, spectrum};
 use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
@@ -22,7 +22,7 @@ use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
 use crate::{Error, Result};
 
 /// Prompts on which an edit's size is compared with the residual stream's.
-const NORM_PROMPTS: usize = 32;
+pub(super) const NORM_PROMPTS: usize = 32;
 
 /// One attack at one place with one random stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +122,7 @@ impl Range<'_, '_> {
                 (None, Method::Mapped, _) => self.transfer(cell, subject, side)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
-            fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation)?;
+            fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation.prompts)?;
             if let Some(changed) = &changed {
                 fitted.search = spectrum(original.decoder, changed)?;
                 fitted.weights = weights.clone();
@@ -179,7 +179,7 @@ impl Range<'_, '_> {
             let (file, short) = (file.to_owned(), digest[..12].to_owned());
             let mut fitted = match imported.change {
                 Change::Edit(edit) => {
-                    let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation)?;
+                    let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation.prompts)?;
                     Fitted { relative_norm, ..found(edit, 0) }
                 }
                 Change::Adapters(_) => {
@@ -206,8 +206,8 @@ impl Range<'_, '_> {
         let fitted = match like.weights {
             Some(like) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
             None => {
-                let edit = random_like(&like.edit, &mut Stream::new(self.bench.seed, &stream))?;
-                let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation)?;
+                let edit = self.control_edit(&like.edit, subject, &stream)?;
+                let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation.prompts)?;
                 Fitted { relative_norm, ..found(edit, 0) }
             }
         };
@@ -310,8 +310,14 @@ impl Range<'_, '_> {
         let stream = format!("attack/{}", place(cell, side));
         Ok(match like.weights {
             Some(like @ Reweighting::Abliterated(_)) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
-            _ => found(random_like(&like.edit, &mut Stream::new(self.bench.seed, &stream))?, 0),
+            _ => found(self.control_edit(&like.edit, subject, &stream)?, 0),
         })
+    }
+
+    /// A random edit like `edit` that moves the activations of its block as far.
+    fn control_edit(&self, edit: &Edit, subject: Subject<'_>, stream: &str) -> Result<Edit> {
+        let random = random_like(edit, &mut Stream::new(self.bench.seed, stream))?;
+        as_far(subject.decoder, random, edit, &self.bench.evaluation.prompts)
     }
 
     pub(super) fn candidate(
@@ -330,6 +336,26 @@ impl Range<'_, '_> {
         let edited = Some((&edit, cell.spec.positions));
         let counts = self.bench.examiner.counts(subject.decoder, &self.bench.validation, edited)?;
         Ok(Candidate { edit, gradient_evaluations, counts })
+    }
+}
+
+/// `control`, scaled so that each of its low-rank parts moves the activations that it meets in the un-edited model as far as its
+/// counterpart in `edit`: a learned edit is aligned with activations, so a random one with equal numbers moves them much less.
+fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Edit> {
+    match (control, edit) {
+        (Edit::Several { edits }, Edit::Several { edits: likes }) => {
+            let parts = edits.into_iter().zip(likes);
+            let edits = parts.map(|(part, like)| as_far(decoder, part, like, prompts)).collect::<Result<_>>()?;
+            Ok(Edit::Several { edits })
+        }
+        (control @ (Edit::LowRank { .. } | Edit::Affine { .. }), edit) => {
+            let norm = |edit: &Edit| relative_norm(decoder, edit, prompts);
+            match (norm(&control)?, norm(edit)?) {
+                (Some(own), Some(like)) if own > 0.0 => control.place(decoder.device())?.amplified(like / own)?.edit(),
+                _ => Ok(control),
+            }
+        }
+        (control, _) => Ok(control),
     }
 }
 
@@ -501,7 +527,7 @@ pub(super) fn settings_of(fit: &Fit) -> serde_json::Value {
 }
 
 /// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input or output.
-fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Result<Option<f64>> {
+pub(super) fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
     let site = match edit {
         Edit::LowRank { layer, .. } => Site::new(*layer, Point::ResidPre),
         Edit::Affine { site, .. } | Edit::Add { site, .. } => *site,
@@ -512,7 +538,7 @@ fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Resul
         Point::ResidPost => 0..site.layer + 1,
         _ => return Ok(None),
     };
-    let prompts = &questions.prompts[..questions.len().min(NORM_PROMPTS)];
+    let prompts = &prompts[..prompts.len().min(NORM_PROMPTS)];
     let batch = TokenBatch::prompts(prompts, super::examiner::PAD);
     let inputs = decoder.run(before, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;
     let last = inputs.narrow(1, batch.cols() - 1, 1)?.contiguous()?;
@@ -525,6 +551,32 @@ fn relative_norm(decoder: &Decoder, edit: &Edit, questions: &Questions) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attack::{random_decoder, tiny};
+
+    #[test]
+    fn a_control_moves_the_stream_as_far_as_the_edit() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "decoder"));
+        let mut stream = Stream::new(2, "edits");
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| vec![3 + i, 7, 12 + i]).collect();
+        let mut low_rank = |layer| {
+            let (w1, w2) = (stream.gaussian(2 * 16, 0.9), stream.gaussian(2 * 16, 0.3));
+            Edit::LowRank { layer, rank: 2, w1, w2 }
+        };
+        let parts = [low_rank(0), low_rank(1)];
+        let norm = |edit: &Edit| relative_norm(&decoder, edit, &prompts).unwrap().unwrap();
+        let control = |edit: &Edit| {
+            let random = random_like(edit, &mut Stream::new(3, "control")).unwrap();
+            (as_far(&decoder, random.clone(), edit, &prompts).unwrap(), random)
+        };
+        for edit in &parts {
+            let (scaled, random) = control(edit);
+            assert!((norm(&random) / norm(edit) - 1.0).abs() > 0.05, "equal numbers moved it as far already");
+            assert!((norm(&scaled) / norm(edit) - 1.0).abs() < 1e-3, "{} {}", norm(&scaled), norm(edit));
+        }
+        let joint = Edit::Several { edits: parts.to_vec() };
+        let (Edit::Several { edits }, _) = control(&joint) else { panic!("no edit of several blocks") };
+        assert!(edits.iter().zip(&parts).all(|(part, edit)| (norm(part) / norm(edit) - 1.0).abs() < 1e-3));
+    }
 
     #[test]
     fn a_setting_is_chosen_by_success_and_a_tie_by_what_is_not_refused() {
