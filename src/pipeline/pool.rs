@@ -449,8 +449,8 @@ fn steered(kind: AttackKind, layers: &[usize], decoder: &Decoder, data: &AttackD
     Ok(strengths.map(|strength| steering.edit(strength)).collect())
 }
 
-/// Edits of one block that know nothing, at every strength: vectors like a difference of means, or low-rank edits that move what they
-/// meet as far.
+/// Edits of one block that know nothing: vectors like a difference of means at every strength, or one low-rank edit that moves what it
+/// meets by one of the larger ones.
 fn random(layer: usize, decoder: &Decoder, data: &AttackData, stream: &mut Stream) -> Result<Vec<Edit>> {
     if stream.below(2) == 0 {
         let like = steered(attack_of(Vector::MeanDifference), &[layer], decoder, data)?;
@@ -461,7 +461,9 @@ fn random(layer: usize, decoder: &Decoder, data: &AttackData, stream: &mut Strea
     let prompts: Vec<Vec<u32>> = data.pairs.iter().take(NORM_PROMPTS).map(|pair| pair.prompt.clone()).collect();
     let size = relative_norm(decoder, &edit, &prompts)?.unwrap_or(1.0).max(f64::MIN_POSITIVE);
     let placed = edit.place(decoder.device())?;
-    STRENGTHS.iter().map(|strength| placed.amplified(strength / size)?.edit()).collect()
+    let larger = &STRENGTHS[STRENGTHS.len() - 4..];
+    let strength = larger[stream.below(larger.len())];
+    Ok(vec![placed.amplified(strength / size)?.edit()?])
 }
 
 /// Directions of some of `layers` at one of the tokens that end all prompts, for every contrast: what the suite chooses among.
