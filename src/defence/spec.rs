@@ -168,8 +168,7 @@ pub enum Vector {
     InContextVector,
     /// A difference of class means, projected out of every block: the one of several blocks and contrasts that serves the attacker best.
     Ablation,
-    /// An edit that knows nothing, at one block: a vector like a difference of class means, or a low-rank edit. It is what controls are,
-    /// and some of them work.
+    /// A direction that knows nothing, as long as a difference of class means, at one block: what controls are, and some of them work.
     Random,
 }
 

@@ -22,7 +22,7 @@ use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
 use crate::{Error, Result};
 
 /// Prompts on which an edit's size is compared with the residual stream's.
-pub(super) const NORM_PROMPTS: usize = 32;
+const NORM_PROMPTS: usize = 32;
 
 /// One attack at one place with one random stream.
 #[derive(Debug, Clone, PartialEq)]
@@ -527,7 +527,7 @@ pub(super) fn settings_of(fit: &Fit) -> serde_json::Value {
 }
 
 /// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input or output.
-pub(super) fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
+fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
     let site = match edit {
         Edit::LowRank { layer, .. } => Site::new(*layer, Point::ResidPre),
         Edit::Affine { site, .. } | Edit::Add { site, .. } => *site,

@@ -9,7 +9,7 @@
 
 use rayon::prelude::*;
 
-use super::cell::{NORM_PROMPTS, kind_name, relative_norm};
+use super::cell::kind_name;
 use crate::attack::control::random_like;
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::attack::form::Form;
@@ -33,9 +33,6 @@ const BASE_FIT: (usize, usize, f64) = (40, 10, 4e-3);
 
 /// Prompts of each class that a vector is taken from.
 const VECTOR_PROMPTS: usize = 64;
-
-/// Rank of random low-rank edits.
-const RANDOM_RANK: usize = 2;
 
 /// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
@@ -414,7 +411,10 @@ fn strongest(
     let kind = attack_of(vector);
     let candidates = match vector {
         Vector::MeanDifference => steered(kind, &[one(stream)], decoder, data)?,
-        Vector::Random => random(one(stream), decoder, data, stream)?,
+        Vector::Random => {
+            let like = steered(attack_of(Vector::MeanDifference), &[one(stream)], decoder, data)?;
+            like.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()?
+        }
         Vector::PrincipalComponent | Vector::InContextVector => steered(kind, layers, decoder, data)?,
         Vector::Ablation => projections(later, decoder, data, stream)?,
     };
@@ -447,23 +447,6 @@ fn steered(kind: AttackKind, layers: &[usize], decoder: &Decoder, data: &AttackD
     let steering = Steering::find(kind, layers, decoder, data, VECTOR_PROMPTS)?.ok_or_else(same)?;
     let strengths = STRENGTHS.iter().flat_map(|strength| [-strength, *strength]);
     Ok(strengths.map(|strength| steering.edit(strength)).collect())
-}
-
-/// Edits of one block that know nothing: vectors like a difference of means at every strength, or one low-rank edit that moves what it
-/// meets by one of the larger ones.
-fn random(layer: usize, decoder: &Decoder, data: &AttackData, stream: &mut Stream) -> Result<Vec<Edit>> {
-    if stream.below(2) == 0 {
-        let like = steered(attack_of(Vector::MeanDifference), &[layer], decoder, data)?;
-        return like.iter().map(|edit| random_like(edit, stream)).collect();
-    }
-    let len = RANDOM_RANK * decoder.blueprint().d_model;
-    let edit = Edit::LowRank { layer, rank: RANDOM_RANK, w1: stream.gaussian(len, 1.0), w2: stream.gaussian(len, 1.0) };
-    let prompts: Vec<Vec<u32>> = data.pairs.iter().take(NORM_PROMPTS).map(|pair| pair.prompt.clone()).collect();
-    let size = relative_norm(decoder, &edit, &prompts)?.unwrap_or(1.0).max(f64::MIN_POSITIVE);
-    let placed = edit.place(decoder.device())?;
-    let larger = &STRENGTHS[STRENGTHS.len() - 4..];
-    let strength = larger[stream.below(larger.len())];
-    Ok(vec![placed.amplified(strength / size)?.edit()?])
 }
 
 /// Directions of some of `layers` at one of the tokens that end all prompts, for every contrast: what the suite chooses among.
