@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(remark("accept_below:"), "default");
         assert_eq!(remark("name: demo"), "line 4");
         let steps = raw.line("stages.1.steps").unwrap();
-        assert_eq!(remark("steps: 260"), format!("line {steps}"));
+        assert_eq!(remark("steps: 600"), format!("line {steps}"));
         assert!(remark("inner_learning_rates:").starts_with("line "), "{shown}");
     }
 }

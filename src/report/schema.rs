@@ -552,14 +552,17 @@ impl Report {
         self.attacks.iter().filter(move |row| row.adaptive == adaptive && !row.ungated)
     }
 
-    /// The control beside `row`: the random edit of its own on the same blocks and positions, else one that is no other
-    /// attack's, else any such control there.
+    /// The control beside `row`: on the same blocks and positions the random edit of its own, or weights that are only rounded beside
+    /// those that are rounded and edited; else one that is no other attack's.
     #[must_use]
     pub fn control_of(&self, row: &AttackRow) -> Option<&AttackRow> {
         let here = |c: &&AttackRow| c.layers == row.layers && c.positions == row.positions;
         let of = |c: &&AttackRow| c.name.strip_prefix("random like ").map(str::to_owned);
         let free = |c: &&AttackRow| here(c) && of(c).is_none();
-        let named = self.controls.iter().filter(here).find(|c| of(c).is_some_and(|name| name == row.name));
+        let rounded =
+            row.name.strip_prefix("quantised ").and_then(|rest| Some(format!("identity {}", rest.split(' ').next()?)));
+        let own = |c: &&AttackRow| of(c).is_some_and(|name| name == row.name) || rounded.as_ref() == Some(&c.name);
+        let named = self.controls.iter().filter(here).find(own);
         let random = || self.controls.iter().filter(free).find(|c| c.family == "random");
         named.or_else(random).or_else(|| self.controls.iter().find(|c| free(c) && !c.ungated))
     }
