@@ -38,6 +38,7 @@ macro_rules! stages {
     ($(#[doc = $about:literal] $kind:literal => $variant:ident($spec:ty),)*) => {
         /// One defence stage of a recipe with the blocks it acts on.
         #[derive(Debug, Clone, PartialEq)]
+        #[expect(clippy::large_enum_variant, reason = "a recipe has a handful of stages")]
         pub enum Stage {
             $(#[doc = $about] $variant($spec, Layers),)*
         }
