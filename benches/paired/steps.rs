@@ -92,8 +92,7 @@ impl AttackFit {
 
     pub fn new(decoder: Decoder, pairs: usize, steps: usize) -> Self {
         let (vocab, (prompt, answer)) = (decoder.blueprint().vocab, Self::LENGTHS);
-        // The last two tokens of an answer are cut off by the attack itself.
-        let (prompts, answers) = (tokens(pairs, prompt, vocab, "prompts"), tokens(pairs, answer + 2, vocab, "answers"));
+        let (prompts, answers) = (tokens(pairs, prompt, vocab, "prompts"), tokens(pairs, answer, vocab, "answers"));
         let pair = |(prompt, target)| Example { prompt, target, opening: None };
         let data = AttackData { pairs: prompts.into_iter().zip(answers).map(pair).collect(), ..AttackData::default() };
         let settings = Fit {

@@ -47,7 +47,7 @@ pub enum AttackKind {
     Quantised,
     /// Out of scope: a LoRA trained on compliant answers, in memory; never gated.
     Lora,
-    /// Control: a random edit of the same norm.
+    /// Control: a random edit that moves activations as far.
     Random,
     /// Control: no edit at all.
     Identity,

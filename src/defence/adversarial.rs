@@ -270,6 +270,7 @@ impl<'a> Questions<'a> {
     fn new(spec: &'a AdversarialSpec, data: &'a DefenceData, noise: Option<Noise<'a>>) -> Self {
         let alike = spec.anchor_weights == AnchorWeights::default();
         let kinds = if alike { &[] } else { data.anchor_kinds.as_slice() };
+        debug_assert!(alike || kinds.len() == data.anchors.len(), "a kind for each anchor");
         let sums = kinds.iter().scan(0.0, |sum, kind| {
             *sum += spec.anchor_weights.of(*kind);
             Some(*sum)

@@ -168,7 +168,7 @@ pub enum Vector {
     InContextVector,
     /// A difference of class means, projected out of every block: the one of several blocks and contrasts that serves the attacker best.
     Ablation,
-    /// A direction that knows nothing, as long as a difference of class means, at one block: what controls are, and some of them work.
+    /// A direction that knows nothing, at one block: what controls are, and some of them work.
     Random,
 }
 

@@ -162,7 +162,13 @@ fn attacks(out: &mut String, report: &Report) {
     let controls: Vec<f64> = report.controls.iter().map(|row| row.hardened.asr).collect();
     if !controls.is_empty() {
         let worst = controls.iter().copied().fold(0.0, f64::max);
-        push(out, &["", &format!("Controls (random edits of the same norm, or none): {} at most.", percent(worst))]);
+        push(
+            out,
+            &[
+                "",
+                &format!("Controls (random edits that move activations as far, or none): {} at most.", percent(worst)),
+            ],
+        );
     }
     push(out, &[""]);
 }

@@ -24,7 +24,7 @@ pub enum Series {
     Frozen,
     /// Edits fitted on the hardened weights.
     Refitted,
-    /// A random edit of the same norm on the hardened model.
+    /// A random edit that moves activations as far, on the hardened model.
     Control,
 }
 

@@ -47,7 +47,7 @@ pub struct Report {
     pub clean: Clean,
     /// One row per attack cell.
     pub attacks: Vec<AttackRow>,
-    /// Random edits of equal norm, and no edit.
+    /// Random edits that move activations as far, and no edit.
     pub controls: Vec<AttackRow>,
     /// Attack and control cells that were asked for and not measured; any of them keeps the verdict from being a pass.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
