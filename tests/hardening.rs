@@ -27,7 +27,7 @@ utility:
 thresholds:
   frozen_asr: {{max_mean: 0.5, min_drop: 0.2}}
   adaptive_asr: {{max_mean: 0.5, min_drop: 0.2}}
-  control_asr: {{max: 0.4}}
+  control_asr: {{max: 0.3}}
 "
     )
 }

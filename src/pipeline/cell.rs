@@ -15,7 +15,7 @@ use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
 use crate::attack::steering::Steering;
 use crate::attack::transport::Transport;
 use crate::intervention::import::{self, Change, Terms};
-use crate::intervention::{Edit, Layers};
+use crate::intervention::{Edit, Layers, Positions};
 use crate::math::seed::Stream;
 use crate::model::hooks::Intervention as _;
 use crate::model::{Decoder, Hooks, Point, Site, TokenBatch};
@@ -206,7 +206,7 @@ impl Range<'_, '_> {
         let fitted = match like.weights {
             Some(like) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
             None => {
-                let edit = self.control_edit(&like.edit, subject, &stream)?;
+                let edit = self.control_edit(cell, &like.edit, subject, &stream)?;
                 let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation.prompts)?;
                 Fitted { relative_norm, ..found(edit, 0) }
             }
@@ -310,14 +310,14 @@ impl Range<'_, '_> {
         let stream = format!("attack/{}", place(cell, side));
         Ok(match like.weights {
             Some(like @ Reweighting::Abliterated(_)) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
-            _ => found(self.control_edit(&like.edit, subject, &stream)?, 0),
+            _ => found(self.control_edit(cell, &like.edit, subject, &stream)?, 0),
         })
     }
 
     /// A random edit like `edit` that moves the activations of its block as far.
-    fn control_edit(&self, edit: &Edit, subject: Subject<'_>, stream: &str) -> Result<Edit> {
+    fn control_edit(&self, cell: &Cell, edit: &Edit, subject: Subject<'_>, stream: &str) -> Result<Edit> {
         let random = random_like(edit, &mut Stream::new(self.bench.seed, stream))?;
-        as_far(subject.decoder, random, edit, &self.bench.evaluation.prompts)
+        as_far(subject.decoder, random, edit, &self.bench.evaluation.prompts, cell.spec.positions)
     }
 
     pub(super) fn candidate(
@@ -340,16 +340,17 @@ impl Range<'_, '_> {
 }
 
 /// `control`, scaled so that each of its low-rank parts moves the activations that it meets in the un-edited model as far as its
-/// counterpart in `edit`: a learned edit is aligned with activations, so a random one with equal numbers moves them much less.
-fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Edit> {
+/// counterpart in `edit`, on average over the tokens that it acts on: a learned edit is aligned with activations, so a random one with
+/// equal numbers moves them much less.
+fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>], positions: Positions) -> Result<Edit> {
     match (control, edit) {
         (Edit::Several { edits }, Edit::Several { edits: likes }) => {
             let parts = edits.into_iter().zip(likes);
-            let edits = parts.map(|(part, like)| as_far(decoder, part, like, prompts)).collect::<Result<_>>()?;
-            Ok(Edit::Several { edits })
+            let scaled = parts.map(|(part, like)| as_far(decoder, part, like, prompts, positions));
+            Ok(Edit::Several { edits: scaled.collect::<Result<_>>()? })
         }
         (control @ (Edit::LowRank { .. } | Edit::Affine { .. }), edit) => {
-            let norm = |edit: &Edit| relative_norm(decoder, edit, prompts);
+            let norm = |edit: &Edit| norm_of_change(decoder, edit, prompts, positions);
             match (norm(&control)?, norm(edit)?) {
                 (Some(own), Some(like)) if own > 0.0 => control.place(decoder.device())?.amplified(like / own)?.edit(),
                 _ => Ok(control),
@@ -528,6 +529,11 @@ pub(super) fn settings_of(fit: &Fit) -> serde_json::Value {
 
 /// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input or output.
 fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
+    norm_of_change(decoder, edit, prompts, Positions::Last)
+}
+
+/// The same over the prompt tokens that an edit at `positions` acts on.
+fn norm_of_change(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>], positions: Positions) -> Result<Option<f64>> {
     let site = match edit {
         Edit::LowRank { layer, .. } => Site::new(*layer, Point::ResidPre),
         Edit::Affine { site, .. } | Edit::Add { site, .. } => *site,
@@ -541,11 +547,14 @@ fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result
     let prompts = &prompts[..prompts.len().min(NORM_PROMPTS)];
     let batch = TokenBatch::prompts(prompts, super::examiner::PAD);
     let inputs = decoder.run(before, &decoder.embed(&batch)?, &batch, &mut Hooks::none(), None)?;
-    let last = inputs.narrow(1, batch.cols() - 1, 1)?.contiguous()?;
-    let moved = edit.place(decoder.device())?.apply(site, &last)?;
-    let change = (moved - &last)?.sqr()?.sum(2)?.sqrt()?;
-    let size = last.sqr()?.sum(2)?.sqrt()?;
-    Ok(Some(f64::from((change / size)?.mean_all()?.to_scalar::<f32>()?)))
+    let moved = edit.place(decoder.device())?.apply(site, &inputs)?;
+    let change = (moved - &inputs)?.sqr()?.sum(2)?.sqrt()?;
+    let ratios = (change / inputs.sqr()?.sum(2)?.sqrt()?)?.to_vec2::<f32>()?;
+    let last = batch.cols() - 1;
+    let begins = batch.pads().iter().map(|pad| if positions == Positions::Last { last } else { *pad });
+    let acted: Vec<f64> =
+        ratios.iter().zip(begins).flat_map(|(row, begin)| row[begin..].iter().map(|ratio| f64::from(*ratio))).collect();
+    Ok(Some(acted.iter().sum::<f64>() / acted.len().max(1) as f64))
 }
 
 #[cfg(test)]
@@ -557,16 +566,26 @@ mod tests {
     fn a_control_moves_the_stream_as_far_as_the_edit() {
         let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "decoder"));
         let mut stream = Stream::new(2, "edits");
-        let prompts: Vec<Vec<u32>> = (0..5).map(|i| vec![3 + i, 7, 12 + i]).collect();
+        let prompts: Vec<Vec<u32>> = (0..5).map(|i| [3 + i, 7, 12 + i, 20].repeat(1 + i as usize % 2)).collect();
         let mut low_rank = |layer| {
             let (w1, w2) = (stream.gaussian(2 * 16, 0.9), stream.gaussian(2 * 16, 0.3));
             Edit::LowRank { layer, rank: 2, w1, w2 }
         };
         let parts = [low_rank(0), low_rank(1)];
-        let norm = |edit: &Edit| relative_norm(&decoder, edit, &prompts).unwrap().unwrap();
+        // Prompts of several lengths: what pads the shorter ones moves nothing.
+        let norm = |edit: &Edit| {
+            let whole = norm_of_change(&decoder, edit, &prompts, Positions::All).unwrap().unwrap();
+            let alone = |prompt: &Vec<u32>| {
+                let one = std::slice::from_ref(prompt);
+                norm_of_change(&decoder, edit, one, Positions::All).unwrap().unwrap() * prompt.len() as f64
+            };
+            let tokens: usize = prompts.iter().map(Vec::len).sum();
+            assert!((prompts.iter().map(alone).sum::<f64>() / tokens as f64 / whole - 1.0).abs() < 1e-4);
+            whole
+        };
         let control = |edit: &Edit| {
             let random = random_like(edit, &mut Stream::new(3, "control")).unwrap();
-            (as_far(&decoder, random.clone(), edit, &prompts).unwrap(), random)
+            (as_far(&decoder, random.clone(), edit, &prompts, Positions::All).unwrap(), random)
         };
         for edit in &parts {
             let (scaled, random) = control(edit);
