@@ -7,6 +7,9 @@ use std::path::Path;
 use candle_core::Device;
 use immunise::attack::direction::{Classes, Contrast};
 use immunise::attack::prefix::Prefix;
+use immunise::attack::spec::AttackKind;
+use immunise::attack::steering::Steering;
+use immunise::attack::transport::Transport;
 use immunise::attack::{AttackData, Pair};
 use immunise::checkpoint::{Checkpoint, Digest, diff};
 use immunise::defence::adversarial::PoolAdversary;
@@ -167,7 +170,7 @@ fn blocks_met(focus: Focus, edits: usize, attacks: usize) -> [usize; 2] {
         assert_eq!(found.len(), edits);
         let layers: Vec<usize> = found
             .iter()
-            .map(|edit| match edit {
+            .map(|(edit, _)| match edit {
                 Placed::LowRank { layer, .. } => *layer,
                 other => panic!("{other:?}"),
             })
@@ -206,7 +209,7 @@ fn learned_edits_are_of_the_blocks_that_the_pool_is_given() {
         ..AdversarialSpec::default()
     };
     let mut pool = Pool::new(&spec, &[0, 1], &[1], &data, 5).unwrap();
-    let found: Vec<Edit> = pool.attack(&decoder, 0).unwrap().iter().map(|edit| edit.edit().unwrap()).collect();
+    let found: Vec<Edit> = pool.attack(&decoder, 0).unwrap().iter().map(|(edit, _)| edit.edit().unwrap()).collect();
     let of = |edit: &Edit| match edit {
         Edit::LowRank { layer, rank, .. } => (*layer, *rank),
         other => panic!("{other:?}"),
@@ -240,11 +243,11 @@ fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
     let best = &candidates[usize::from(second < first)].1;
     let spec = AdversarialSpec { pool: 0, vectors: vec![Vector::Ablation], batch: 1, ..AdversarialSpec::default() };
     let found = Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap();
-    assert_eq!(found[0].edit().unwrap(), *best);
+    assert_eq!(found[0].0.edit().unwrap(), *best);
     // A random one is as long as a difference of means at one of its strengths, and points elsewhere.
     let vector = |vector: Vector| {
         let spec = AdversarialSpec { vectors: vec![vector], ..spec.clone() };
-        match Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap()[0].edit().unwrap() {
+        match Pool::new(&spec, &[1], &[1], &data, 5).unwrap().attack(&decoder, 0).unwrap()[0].0.edit().unwrap() {
             Edit::Add { vector, .. } => vector,
             other => panic!("no vector: {other:?}"),
         }
@@ -260,6 +263,42 @@ fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
 }
 
 #[test]
+fn heads_are_steered_and_carried_over_at_the_setting_that_serves_the_attacker_best() {
+    let world = World::new();
+    let decoder = Decoder::load(&Checkpoint::open(&world.model()).unwrap(), &Device::Cpu).unwrap();
+    let pair = |word: u32| Pair { prompt: vec![3, word, 5], target: vec![9, word, 4], opening: None };
+    let pairs: Vec<Pair> = (6..14).map(pair).collect();
+    let data =
+        AttackData { harmless: (14..22).map(|word| vec![word, 2, 11]).collect(), pairs, ..AttackData::default() };
+    let layers: Vec<usize> = (0..decoder.n_layers()).collect();
+    let met = |vector: Vector| -> Vec<(Edit, Positions)> {
+        let positions = vec![Positions::Prompt, Positions::Last];
+        let spec =
+            AdversarialSpec { pool: 0, vectors: vec![vector], positions, batch: 4, ..AdversarialSpec::default() };
+        let mut pool = Pool::new(&spec, &layers, &layers, &data, 5).unwrap();
+        (0..12)
+            .flat_map(|step| pool.attack(&decoder, step).unwrap())
+            .map(|(edit, at)| (edit.edit().unwrap(), at))
+            .collect()
+    };
+    let steering = Steering::find(AttackKind::ItiHeads, &layers, &decoder, &data, 8).unwrap().unwrap();
+    let shifts: Vec<Edit> =
+        [1.0, 3.0, 8.0, 15.0, 30.0].iter().flat_map(|s| [-s, *s]).map(|s| steering.edit(s)).collect();
+    let steered = met(Vector::ItiHeads);
+    assert!(steered.iter().all(|(edit, _)| shifts.contains(edit)));
+    for positions in [Positions::Prompt, Positions::Last] {
+        assert!(steered.iter().any(|(_, at)| *at == positions), "{positions:?}");
+    }
+    let transport = Transport::find(&layers, &decoder, &data, Contrast::Harmless, 8).unwrap();
+    let maps: Vec<Edit> = transport
+        .counts()
+        .into_iter()
+        .flat_map(|heads| [0.5, 1.0, 2.0].map(|part| transport.edit(heads, part)))
+        .collect();
+    assert!(met(Vector::OptimalTransport).iter().all(|(edit, at)| maps.contains(edit) && *at != Positions::All));
+}
+
+#[test]
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
     goes_on_bit_for_bit("focus: ends");
     goes_on_bit_for_bit("focus: strongest, average: 0.9");
@@ -268,7 +307,7 @@ fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
 fn goes_on_bit_for_bit(settings: &str) {
     let stage = format!(
         "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, {settings}, batch: 2, \
-         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation, random], vector_life: 3, amplify: [1.0, 2.0]}}"
+         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation, random, iti-heads, optimal-transport], vector_life: 3, positions: [all, prompt, last], amplify: [1.0, 2.0]}}"
     );
     let world = World::with_stage(&stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();

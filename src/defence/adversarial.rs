@@ -42,11 +42,12 @@ pub trait PoolAdversary: Send {
     /// Edits that one attack returns.
     fn edits(&self) -> usize;
 
-    /// Improves some of the pool's edits against `decoder` (frozen) and returns them: what the next outer step resists.
+    /// Improves some of the pool's edits against `decoder` (frozen) and returns them with the tokens that each acts at: what the next
+    /// outer step resists.
     ///
     /// # Errors
     /// As the attack's.
-    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>>;
+    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<(Placed, Positions)>>;
 
     /// Learns what the edits of the last attack reached, in their order: the divergence under each of refusals, and of harmless answers
     /// where the stage has them answered under edits, nats per answer token.
@@ -132,7 +133,8 @@ pub fn run(
         );
         let (edits, (clean, clean_losses)) = (edits?, clean?);
         let (attacked, attacked_losses) = gradients(&|shard| {
-            let edit = Some((&edits[shard], Positions::All));
+            let (edit, positions) = &edits[shard];
+            let edit = Some((edit, *positions));
             let refused = anchors.divergence(&adapted, &batches[shard][0], edit)?;
             let loss = match batches[shard][2].as_slice() {
                 [] => refused,

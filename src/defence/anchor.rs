@@ -112,15 +112,18 @@ impl<'a> Anchors<'a> {
         edit: Option<(&Placed, Positions)>,
         weight: f32,
     ) -> Result<Tensor> {
-        let prompts: Vec<Vec<u32>> = rows.iter().map(|asked| [self.prompt(asked), asked.after].concat()).collect();
-        let answers: Vec<Vec<u32>> = rows.iter().map(|asked| self.dialogues[asked.row].answer.clone()).collect();
+        // What is given of an answer is the model's own to an edit: it is no part of the prompt.
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|asked| self.prompt(asked).clone()).collect();
+        let answers: Vec<Vec<u32>> =
+            rows.iter().map(|asked| [asked.after, &self.dialogues[asked.row].answer].concat()).collect();
+        let given: Vec<usize> = rows.iter().map(|asked| asked.after.len()).collect();
         let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
         let mut hooks = match edit {
             Some((edit, positions)) => Hooks::edit(edit, positions),
             None => Hooks::none(),
         };
         let hidden = decoder.hidden(&batch, &mut hooks, None)?;
-        let (positions, _) = batch.answer_targets();
+        let (positions, _) = batch.answer_targets_after(&given);
         let states = Tensor::cat(&self.states(rows)?, 0)?;
         let all: Vec<u32> = (0..positions.len() as u32).collect();
         let reference = log_probabilities(&self.original.logits_at(&states, &all)?)?;

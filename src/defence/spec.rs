@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::cache::CacheType;
 use crate::data::Kind;
-use crate::intervention::Layers;
+use crate::intervention::{Layers, Positions};
 
 /// Settings of `et`, E.T.'s block-local neutralisation with its intended mathematics, and of `et-faithful`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -168,6 +168,10 @@ pub enum Vector {
     InContextVector,
     /// A difference of class means, projected out of every block: the one of several blocks and contrasts that serves the attacker best.
     Ablation,
+    /// Shifts of the heads that part the classes best, of all blocks.
+    ItiHeads,
+    /// Affine maps of the heads of all blocks from where hazards are to where harmless requests are, of few heads or of all.
+    OptimalTransport,
     /// A direction that knows nothing, at one block: what controls are, and some of them work.
     Random,
 }
@@ -248,6 +252,10 @@ pub struct AdversarialSpec {
     /// Uses after which such an edit is taken anew from the present weights: on a model of real size that costs as much as
     /// several outer steps.
     pub vector_life: usize,
+    /// Token positions that the pool's edits act at: a learned one's lives go through them in turn, for every other edit one is drawn
+    /// when it is taken. An attacker chooses them, and what is met at all tokens alone is not what acts on the prompt's or from its
+    /// last on.
+    pub positions: Vec<Positions>,
     /// Outer uses after which a pool edit is restarted.
     pub restart_after: usize,
     /// Factor on the gradient steps of a pool edit's first use after a start.
@@ -298,6 +306,7 @@ impl Default for AdversarialSpec {
             amplify: vec![1.0],
             vectors: vec![],
             vector_life: 1,
+            positions: vec![Positions::All],
             restart_after: 12,
             warm_up: 4,
             edits_per_step: 2,

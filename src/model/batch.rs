@@ -126,9 +126,14 @@ impl TokenBatch {
 
     /// Flat indices whose next token is an answer token, with that token: the rows of a next-token loss on answers.
     pub fn answer_targets(&self) -> (Vec<u32>, Vec<u32>) {
+        self.answer_targets_after(&vec![0; self.rows])
+    }
+
+    /// The same without as many tokens at the beginning of each row's answer as are `given`.
+    pub(crate) fn answer_targets_after(&self, given: &[usize]) -> (Vec<u32>, Vec<u32>) {
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
-        for row in 0..self.rows {
-            for col in self.prompt_end[row]..self.cols {
+        for (row, given) in given.iter().enumerate() {
+            for col in self.prompt_end[row] + given..self.cols {
                 if col > self.pads[row] {
                     positions.push((row * self.cols + col - 1) as u32);
                     targets.push(self.ids[row * self.cols + col]);
@@ -195,6 +200,7 @@ mod tests {
         assert_eq!(batch.ids(), [1, 2, 7, 8, 0, 0, 3, 9]);
         assert_eq!(batch.pads(), [0, 2]);
         assert_eq!(batch.answer_targets(), (vec![1, 2, 6], vec![7, 8, 9]));
+        assert_eq!(batch.answer_targets_after(&[1, 0]), (vec![2, 6], vec![8, 9]));
         assert_eq!(batch.last_prompt_positions(), [1, 6]);
     }
 

@@ -52,6 +52,9 @@ pub struct Fitted {
     pub relative_norm: Option<f64>,
     /// What was chosen among what, for the reader.
     pub choice: String,
+    /// Whether a strength was chosen that is the smallest or largest of those tried and does better than its neighbour.
+    #[serde(default)]
+    pub at_edge: bool,
     /// The search, or what an artefact is, in words; empty: none.
     pub search: String,
     /// The change of weights that the edit acts on top of, or that is the attack.
@@ -60,6 +63,16 @@ pub struct Fitted {
     /// Blocks that an artefact acts on; absent: the cell's.
     #[serde(default)]
     pub layers: Option<Vec<usize>>,
+}
+
+/// One setting of a sweep.
+struct Setting {
+    /// In words.
+    choice: String,
+    edit: Edit,
+    /// Settings of one ladder follow each other and differ in strength alone, which goes up; of one without a ladder nothing is larger or
+    /// smaller.
+    ladder: Option<usize>,
 }
 
 /// One setting of a sweep or search, and how it did on the validation hazards.
@@ -229,32 +242,43 @@ impl Range<'_, '_> {
         };
         settings.extend(start.map(of_base));
         let missing = || Error::input(&cell.name, "expected one coefficient at least");
-        let (best, choice) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
+        let (best, choice, at_edge) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
         let search = if best.edit == Edit::Identity { choice.clone() } else { String::new() };
-        Ok(Fitted { choice, search, ..found(best.edit, 0) })
+        Ok(Fitted { choice, at_edge, search, ..found(best.edit, 0) })
     }
 
     /// Vectors at every coefficient of either sign.
-    fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+    fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<Setting>> {
         let found = Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
         let Some(steering) = found else {
-            return Ok(vec![("no difference between the classes here".into(), Edit::Identity)]);
+            let choice = "no difference between the classes here".into();
+            return Ok(vec![Setting { choice, edit: Edit::Identity, ladder: None }]);
         };
-        let coefficients = cell.spec.coefficients.iter().flat_map(|c| [-c, *c]);
-        Ok(coefficients.map(|c| (format!("coefficient {c}"), steering.edit(c))).collect())
+        let strengths = upwards(&cell.spec.coefficients);
+        let ladders = [-1.0, 1.0].into_iter().enumerate();
+        let setting = |ladder: usize, c: f64| Setting {
+            choice: format!("coefficient {c}"),
+            edit: steering.edit(c),
+            ladder: Some(ladder),
+        };
+        Ok(ladders
+            .flat_map(|(ladder, sign)| strengths.iter().map(move |c| (ladder, sign * c)))
+            .map(|(l, c)| setting(l, c))
+            .collect())
     }
 
     /// Maps of few and of all heads from either contrast, at every part of the way.
-    fn transports(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<(String, Edit)>> {
+    fn transports(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<Setting>> {
         let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
-        let mut settings = vec![];
+        let (mut settings, mut ladder) = (vec![], 0);
         for contrast in contrasts(data) {
             let transport = Transport::find(&cell.layers, subject.decoder, data, contrast, pairs)?;
             for heads in transport.counts() {
-                for part in &cell.spec.coefficients {
+                for part in upwards(&cell.spec.coefficients) {
                     let choice = format!("{heads} heads, hazards to {}, {part} of the way", contrast.name());
-                    settings.push((choice, transport.edit(heads, *part)));
+                    settings.push(Setting { choice, edit: transport.edit(heads, part), ladder: Some(ladder) });
                 }
+                ladder += 1;
             }
         }
         Ok(settings)
@@ -273,35 +297,35 @@ impl Range<'_, '_> {
                     // A token that ends all prompts has one embedding: no direction there, no candidate.
                     let Ok(edit) = classes[layer].projection(rank) else { continue };
                     let against = contrast.name();
-                    settings.push((
-                        format!("hazards against {against}, block {layer}, {back} tokens before the last"),
-                        edit,
-                    ));
+                    let choice = format!("hazards against {against}, block {layer}, {back} tokens before the last");
+                    settings.push(Setting { choice, edit, ladder: None });
                 }
             }
         }
         settings.extend(start.map(of_base));
         let missing =
             || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
-        let (best, choice) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
+        let (best, choice, _) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
         Ok(Fitted { choice, ..found(best.edit, 0) })
     }
 
-    /// The first of the settings that serve the attacker best.
+    /// The first of the settings that serve the attacker best, and whether it stands at the edge of its ladder.
     fn strongest(
         &self,
         cell: &Cell,
         subject: Subject<'_>,
-        settings: Vec<(String, Edit)>,
-    ) -> Result<Option<(Candidate, String)>> {
-        let mut best: Option<(Candidate, String)> = None;
-        for (choice, edit) in settings {
-            let candidate = self.candidate(cell, subject, edit, 0)?;
-            if best.as_ref().is_none_or(|(best, _)| order(&candidate.counts) > order(&best.counts)) {
-                best = Some((candidate, choice));
+        settings: Vec<Setting>,
+    ) -> Result<Option<(Candidate, String, bool)>> {
+        let mut best: Option<(Candidate, String, usize)> = None;
+        let mut rungs = vec![];
+        for (at, setting) in settings.into_iter().enumerate() {
+            let candidate = self.candidate(cell, subject, setting.edit, 0)?;
+            rungs.push((setting.ladder, candidate.counts.successes));
+            if best.as_ref().is_none_or(|(best, ..)| order(&candidate.counts) > order(&best.counts)) {
+                best = Some((candidate, setting.choice, at));
             }
         }
-        Ok(best)
+        Ok(best.map(|(candidate, choice, at)| (candidate, choice, at_edge(&rungs, at))))
     }
 
     /// A random edit of the size of an attack's.
@@ -361,8 +385,26 @@ fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>], p
 }
 
 /// A setting of a sweep that was fitted on the base: nothing keeps an attacker from trying it too.
-fn of_base(edit: &Edit) -> (String, Edit) {
-    ("that of the base".into(), edit.clone())
+fn of_base(edit: &Edit) -> Setting {
+    Setting { choice: "that of the base".into(), edit: edit.clone(), ladder: None }
+}
+
+fn upwards(strengths: &[f64]) -> Vec<f64> {
+    let mut strengths = strengths.to_vec();
+    strengths.sort_by(f64::total_cmp);
+    strengths
+}
+
+/// Whether the rung `at` ends its ladder and succeeds more often than its only neighbour: nobody knows what comes behind it then. Rungs
+/// are the ladder and the successes of each setting.
+fn at_edge(rungs: &[(Option<usize>, u64)], at: usize) -> bool {
+    let (ladder, successes) = rungs[at];
+    let neighbour = |other: Option<usize>| other.and_then(|at| rungs.get(at)).filter(|(other, _)| *other == ladder);
+    let neighbours = (neighbour(at.checked_sub(1)), neighbour(at.checked_add(1)));
+    match (ladder, neighbours) {
+        (Some(_), (Some((_, other)), None) | (None, Some((_, other)))) => successes > *other,
+        _ => false,
+    }
 }
 
 /// More successes, which is what is reported, then more answers that are neither refused nor broken: among edits without any
@@ -377,6 +419,7 @@ pub(super) fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
         gradient_evaluations,
         relative_norm: None,
         choice: String::new(),
+        at_edge: false,
         search: String::new(),
         weights: None,
         layers: None,
@@ -561,6 +604,17 @@ fn norm_of_change(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>], position
 mod tests {
     use super::*;
     use crate::attack::{random_decoder, tiny};
+
+    #[test]
+    fn a_strength_is_at_the_edge_where_success_still_grows_towards_it() {
+        let rungs = [(0, [9, 4, 1]), (1, [2, 2, 5])];
+        let mut rungs: Vec<_> =
+            rungs.iter().flat_map(|(ladder, counts)| counts.map(|count| (Some(*ladder), count))).collect();
+        rungs.push((None, 8));
+        let edges: Vec<usize> = (0..rungs.len()).filter(|at| at_edge(&rungs, *at)).collect();
+        assert_eq!(edges, [0, 5], "not where the neighbour does as well, and not without a ladder");
+        assert!(!at_edge(&[(Some(0), 9)], 0), "one strength has no neighbour");
+    }
 
     #[test]
     fn a_control_moves_the_stream_as_far_as_the_edit() {

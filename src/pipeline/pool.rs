@@ -17,6 +17,7 @@ use crate::attack::learned::{Fit, Learner, fit, paper_steps};
 use crate::attack::prefix::Prefix;
 use crate::attack::spec::AttackKind;
 use crate::attack::steering::Steering;
+use crate::attack::transport::Transport;
 use crate::attack::{AttackData, Pair};
 use crate::defence::adversarial::PoolAdversary;
 use crate::defence::spec::{AdversarialSpec, Focus, Vector};
@@ -37,6 +38,11 @@ const VECTOR_PROMPTS: usize = 64;
 /// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.
 const STRENGTHS: [f64; 7] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+/// Strengths of steered heads, of either sign, in multiples of a head's spread; parts of the way that heads are carried to the harmless
+/// side.
+const HEAD_STRENGTHS: [f64; 5] = [1.0, 3.0, 8.0, 15.0, 30.0];
+const TRANSPORT_PARTS: [f64; 3] = [0.5, 1.0, 2.0];
 
 /// Blocks that a projected direction is chosen among, for each contrast.
 const PROJECTED_BLOCKS: usize = 6;
@@ -72,7 +78,7 @@ enum Kind {
 /// An edit without learning, kept for some uses.
 struct Found {
     vector: Vector,
-    edit: Option<Placed>,
+    edit: Option<(Placed, Positions)>,
     /// Uses of this edit.
     uses: usize,
 }
@@ -81,6 +87,8 @@ struct Found {
 struct Learned {
     rank: usize,
     rate: f64,
+    /// Place in the turn of positions that its lives go through.
+    turn: usize,
     learner: Option<Learner>,
     /// Uses in this life.
     uses: usize,
@@ -116,6 +124,7 @@ impl Pool {
             Kind::Learned(Box::new(Learned {
                 rank: ranks[(at + number * (ranks.len() - 1)) % ranks.len()],
                 rate: rates[(at + number) % rates.len()],
+                turn: at,
                 learner: None,
                 uses: 0,
                 // Neighbours in the pool begin in different ways.
@@ -188,7 +197,7 @@ impl PoolAdversary for Pool {
         self.spec.edits_per_step.clamp(1, self.members.len())
     }
 
-    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<Placed>> {
+    fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<(Placed, Positions)>> {
         let (spec, data) = (&self.spec, &self.data);
         if step == 0 && spec.starts_from_base {
             // On weights that this stage has not changed yet.
@@ -265,17 +274,18 @@ impl Member {
     }
 
     /// The edit that the defence is to resist now.
-    fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<Placed> {
+    fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<(Placed, Positions)> {
         let Self { layers, kind, stream, .. } = self;
         let mut prefix = || {
             let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
             let first = layers.iter().copied().min().unwrap_or(0);
             Prefix::new(decoder, first, &pairs, data.pad)
         };
-        let edit = match kind {
+        let (edit, positions) = match kind {
             Kind::Learned(learned) => {
                 let prefix = prefix()?;
-                learned.improve(spec, decoder, &prefix, layers, stream)?
+                let edit = learned.improve(spec, decoder, &prefix, layers, stream)?;
+                (edit, learned.positions(spec))
             }
             Kind::Found(found) => {
                 if found.uses >= spec.vector_life {
@@ -286,14 +296,19 @@ impl Member {
                     Some(edit) => edit.clone(),
                     None => {
                         let prefix = prefix()?;
-                        found.edit.insert(strongest(found.vector, layers, decoder, data, &prefix, stream)?).clone()
+                        let positions = match spec.positions.as_slice() {
+                            [one] => *one,
+                            several => several[stream.below(several.len())],
+                        };
+                        let edit = strongest(found.vector, layers, decoder, data, &prefix, positions, stream)?;
+                        found.edit.insert((edit, positions)).clone()
                     }
                 }
             }
         };
         match spec.amplify.as_slice() {
-            [] | [1.0] => Ok(edit),
-            factors => edit.amplified(factors[stream.below(factors.len())]),
+            [] | [1.0] => Ok((edit, positions)),
+            factors => Ok((edit.amplified(factors[stream.below(factors.len())])?, positions)),
         }
     }
 
@@ -302,7 +317,8 @@ impl Member {
         let learned = match &self.kind {
             Kind::Learned(learned) => learned,
             Kind::Found(found) => {
-                let edit = found.edit.as_ref().map(Placed::edit).transpose()?;
+                let edit = |(edit, positions): &(Placed, Positions)| Ok::<_, Error>((edit.edit()?, *positions));
+                let edit = found.edit.as_ref().map(edit).transpose()?;
                 return into.put(format!("{name}/found"), &(found.uses, edit));
             }
         };
@@ -320,9 +336,10 @@ impl Member {
         match &mut self.kind {
             Kind::Learned(learned) => learned.restore(name, from, decoder, &self.layers, &mut self.stream)?,
             Kind::Found(found) => {
-                let edit: Option<Edit>;
+                let edit: Option<(Edit, Positions)>;
                 (found.uses, edit) = from.get(&format!("{name}/found"))?;
-                found.edit = edit.map(|edit| edit.place(decoder.device())).transpose()?;
+                let placed = |(edit, positions): (Edit, _)| Ok::<_, Error>((edit.place(decoder.device())?, positions));
+                found.edit = edit.map(placed).transpose()?;
             }
         }
         self.stream = self.stream.clone().at(from.get(&format!("{name}/stream"))?);
@@ -331,6 +348,11 @@ impl Member {
 }
 
 impl Learned {
+    /// Where the edit of this life acts.
+    fn positions(&self, spec: &AdversarialSpec) -> Positions {
+        spec.positions[(self.turn + self.lives) % spec.positions.len()]
+    }
+
     fn improve(
         &mut self,
         spec: &AdversarialSpec,
@@ -354,9 +376,10 @@ impl Learned {
             }
         };
         self.uses += 1;
+        let positions = self.positions(spec);
         for _ in 0..steps {
             let batch = stream.sample(prefix.len(), spec.batch);
-            learner.step(prefix, &batch, Positions::All, self.rate)?;
+            learner.step(prefix, &batch, positions, self.rate)?;
         }
         let snapshot = learner.snapshot()?;
         self.learner = Some(learner);
@@ -402,6 +425,7 @@ fn strongest(
     decoder: &Decoder,
     data: &AttackData,
     prefix: &Prefix<'_>,
+    positions: Positions,
     stream: &mut Stream,
 ) -> Result<Placed> {
     // Block 0 reads the template's last token there, which is the same for all prompts: no difference of means.
@@ -410,19 +434,21 @@ fn strongest(
     let one = |stream: &mut Stream| later[stream.below(later.len())];
     let kind = attack_of(vector);
     let candidates = match vector {
-        Vector::MeanDifference => steered(kind, &[one(stream)], decoder, data)?,
+        Vector::MeanDifference => steered(kind, &[one(stream)], &STRENGTHS, decoder, data)?,
         Vector::Random => {
-            let like = steered(attack_of(Vector::MeanDifference), &[one(stream)], decoder, data)?;
+            let like = steered(attack_of(Vector::MeanDifference), &[one(stream)], &STRENGTHS, decoder, data)?;
             like.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()?
         }
-        Vector::PrincipalComponent | Vector::InContextVector => steered(kind, layers, decoder, data)?,
+        Vector::PrincipalComponent | Vector::InContextVector => steered(kind, layers, &STRENGTHS, decoder, data)?,
         Vector::Ablation => projections(later, decoder, data, stream)?,
+        Vector::ItiHeads => steered(kind, layers, &HEAD_STRENGTHS, decoder, data)?,
+        Vector::OptimalTransport => transports(layers, decoder, data)?,
     };
     let rows: Vec<usize> = (0..prefix.len().div_ceil(2)).collect();
     let mut best: Option<(f32, Placed)> = None;
     for edit in candidates {
         let placed = edit.place(decoder.device())?;
-        let loss = prefix.loss(&rows, &placed, Positions::All)?.to_scalar::<f32>()?;
+        let loss = prefix.loss(&rows, &placed, positions)?.to_scalar::<f32>()?;
         if best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
             best = Some((loss, placed));
         }
@@ -436,17 +462,36 @@ fn attack_of(vector: Vector) -> AttackKind {
         Vector::PrincipalComponent => AttackKind::PrincipalComponent,
         Vector::InContextVector => AttackKind::InContextVector,
         Vector::Ablation => AttackKind::Ablation,
+        Vector::ItiHeads => AttackKind::ItiHeads,
+        Vector::OptimalTransport => AttackKind::OptimalTransport,
         Vector::Random => AttackKind::Random,
     }
 }
 
 /// The vector of `kind` at every strength, of either sign.
-fn steered(kind: AttackKind, layers: &[usize], decoder: &Decoder, data: &AttackData) -> Result<Vec<Edit>> {
+fn steered(
+    kind: AttackKind,
+    layers: &[usize],
+    strengths: &[f64],
+    decoder: &Decoder,
+    data: &AttackData,
+) -> Result<Vec<Edit>> {
     let same =
         || Error::input("class activations", "expected hazards to differ from harmless prompts, got no difference");
     let steering = Steering::find(kind, layers, decoder, data, VECTOR_PROMPTS)?.ok_or_else(same)?;
-    let strengths = STRENGTHS.iter().flat_map(|strength| [-strength, *strength]);
+    let strengths = strengths.iter().flat_map(|strength| [-strength, *strength]);
     Ok(strengths.map(|strength| steering.edit(strength)).collect())
+}
+
+/// Maps of few and of all heads of `layers`, from either contrast, at every part of the way.
+fn transports(layers: &[usize], decoder: &Decoder, data: &AttackData) -> Result<Vec<Edit>> {
+    let mut edits = Vec::new();
+    for contrast in contrasts(data) {
+        let transport = Transport::find(layers, decoder, data, contrast, VECTOR_PROMPTS)?;
+        let each = |heads| TRANSPORT_PARTS.map(|part| transport.edit(heads, part));
+        edits.extend(transport.counts().into_iter().flat_map(each));
+    }
+    Ok(edits)
 }
 
 /// Directions of some of `layers` at one of the tokens that end all prompts, for every contrast: what the suite chooses among.

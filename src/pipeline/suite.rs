@@ -394,6 +394,8 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
             relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
             gradient_evaluations: group.iter().map(|m| m.fitted.gradient_evaluations).sum(),
             search: first.fitted.search.clone(),
+            choice: first.fitted.choice.clone(),
+            at_edge: group.iter().any(|m| m.fitted.at_edge),
         },
         bound: None,
         applicable: true,
@@ -442,6 +444,15 @@ fn positions_name(positions: Positions) -> &'static str {
     }
 }
 
+/// For people, who need no word where an edit acts at all tokens.
+pub(super) fn tokens(positions: Positions) -> &'static str {
+    match positions {
+        Positions::All => "",
+        Positions::Prompt => ", prompt tokens",
+        Positions::Last => ", last tokens",
+    }
+}
+
 /// Tells an observer about finished cells.
 struct Progress<'a> {
     stage: &'a str,
@@ -459,7 +470,8 @@ impl<'a> Progress<'a> {
     fn finish(&self, cell: &Cell, found: &str) {
         let done = self.done.fetch_add(1, Ordering::SeqCst) + 1;
         let place = crate::report::wording::blocks(&cell.layers);
-        let detail = format!("{} at {place}: {found}", cell.name);
+        let tokens = tokens(cell.spec.positions);
+        let detail = format!("{} at {place}{tokens}: {found}", cell.name);
         self.observer.event(Event::UnitFinished { stage: self.stage.into(), done, units: self.units, detail });
     }
 }

@@ -498,6 +498,9 @@ impl Checked for AdversarialSpec {
         if self.ranks.is_empty() {
             problems.add(join(at, "ranks"), "expected one rank at least, got an empty list");
         }
+        if self.positions.is_empty() {
+            problems.add(join(at, "positions"), "expected `all`, `prompt` or `last` at least once, got an empty list");
+        }
         for (i, &rank) in self.ranks.iter().enumerate() {
             problems.count(&join(at, "ranks"), &i.to_string(), rank, 1, MAX_RANK);
         }

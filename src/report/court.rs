@@ -89,6 +89,7 @@ impl<'a> Court<'a> {
             self.note("budget-exhausted", Severity::Warning, message, Some(self.report.skipped.len() as f64), None);
         }
         self.rows_that_do_not_count();
+        self.strengths_at_edges();
         let [frozen, refitted] = match thresholds.rates {
             Rates::Raw => ["frozen", "re-fitted"],
             Rates::Corrected => {
@@ -188,6 +189,30 @@ impl<'a> Court<'a> {
                 percent(highest)
             );
             self.note("nothing-to-defend", Severity::Warning, message, Some(highest), Some(MIN_BASE_ASR));
+        }
+    }
+
+    /// Attacks whose choice of strengths was too small: what they reach is less than an attacker can.
+    fn strengths_at_edges(&mut self) {
+        let mut groups: Vec<(&AttackRow, Vec<usize>)> = vec![];
+        for row in self.report.attacks.iter().filter(|row| row.budget.at_edge) {
+            match groups.iter_mut().find(|(first, _)| first.name == row.name && first.positions == row.positions) {
+                Some((_, layers)) => layers.extend(&row.layers),
+                None => groups.push((row, row.layers.clone())),
+            }
+        }
+        for (row, mut layers) in groups {
+            layers.sort_unstable();
+            layers.dedup();
+            let message = format!(
+                "{} ({} positions) at {}: it does best at an end of the strengths that it tried ({}), so a finer or wider choice may do \
+                 better",
+                row.name,
+                row.positions,
+                blocks(&layers),
+                row.budget.choice
+            );
+            self.note("strength-at-edge", Severity::Warning, message, None, None);
         }
     }
 

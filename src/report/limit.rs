@@ -45,10 +45,16 @@ pub fn not_tested(report: &Report) -> Vec<String> {
                 .into(),
         );
     }
-    let missing: Vec<&str> =
-        ["prompt", "all"].into_iter().filter(|p| !report.attacks.iter().any(|row| row.positions == *p)).collect();
+    let missing: Vec<&str> = ["prompt", "all", "last"]
+        .into_iter()
+        .filter(|p| !report.attacks.iter().any(|row| row.positions == *p))
+        .collect();
     for positions in missing {
-        let what = if positions == "all" { "every token, generated ones included" } else { "the prompt's tokens only" };
+        let what = match positions {
+            "all" => "every token, generated ones included",
+            "prompt" => "the prompt's tokens only",
+            _ => "the prompt's last token and generated ones only",
+        };
         gaps.push(format!("Edits that act on {what}."));
     }
     gaps.push(

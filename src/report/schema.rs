@@ -295,6 +295,13 @@ pub struct Budget {
     pub gradient_evaluations: u64,
     /// What was searched over, in words; empty: nothing.
     pub search: String,
+    /// What was taken of it or of the strengths or directions that were tried, in words; empty: there was no choice.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub choice: String,
+    /// Whether that is the smallest or largest strength that was tried, with more success than the next one: finer or wider steps may find
+    /// a better one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_edge: bool,
 }
 
 /// How a model answered the hazardous requests of one cell.
