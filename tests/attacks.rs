@@ -160,7 +160,7 @@ fn every_row_replays_from_its_spec_to_the_same_bytes() {
     let (world, report) = measured();
     for row in &report.attacks {
         let blocks = if row.reproduce.contains("--block") { row.layers.clone() } else { vec![] };
-        let again = world.report(Selection { names: vec![row.name.clone()], blocks, shard: None });
+        let again = world.report(Selection { positions: vec![], names: vec![row.name.clone()], blocks, shard: None });
         let same = again.attacks.iter().find(|other| other.adaptive == row.adaptive).unwrap();
         let bytes = |row: &AttackRow| serde_json::to_string(row).unwrap();
         let settled = |row: &AttackRow| AttackRow { applicable: false, ..row.clone() };

@@ -271,31 +271,69 @@ fn heads_are_steered_and_carried_over_at_the_setting_that_serves_the_attacker_be
     let data =
         AttackData { harmless: (14..22).map(|word| vec![word, 2, 11]).collect(), pairs, ..AttackData::default() };
     let layers: Vec<usize> = (0..decoder.n_layers()).collect();
+    let all: Vec<&Pair> = data.pairs.iter().collect();
     let met = |vector: Vector| -> Vec<(Edit, Positions)> {
         let positions = vec![Positions::Prompt, Positions::Last];
         let spec =
-            AdversarialSpec { pool: 0, vectors: vec![vector], positions, batch: 4, ..AdversarialSpec::default() };
+            AdversarialSpec { pool: 0, vectors: vec![vector], positions, batch: 256, ..AdversarialSpec::default() };
         let mut pool = Pool::new(&spec, &layers, &layers, &data, 5).unwrap();
-        (0..12)
-            .flat_map(|step| pool.attack(&decoder, step).unwrap())
-            .map(|(edit, at)| (edit.edit().unwrap(), at))
-            .collect()
+        let found = (0..12).flat_map(|step| pool.attack(&decoder, step).unwrap());
+        found.map(|(edit, at)| (edit.edit().unwrap(), at)).collect()
+    };
+    let prefix = Prefix::new(&decoder, 0, &all, data.pad).unwrap();
+    let loss = |edit: &Edit, at: Positions| {
+        let rows: Vec<usize> = (0..prefix.len()).collect();
+        prefix.loss(&rows, &edit.place(&Device::Cpu).unwrap(), at).unwrap().to_scalar::<f32>().unwrap()
     };
     let steering = Steering::find(AttackKind::ItiHeads, &layers, &decoder, &data, 8).unwrap().unwrap();
-    let shifts: Vec<Edit> =
-        [1.0, 3.0, 8.0, 15.0, 30.0].iter().flat_map(|s| [-s, *s]).map(|s| steering.edit(s)).collect();
-    let steered = met(Vector::ItiHeads);
-    assert!(steered.iter().all(|(edit, _)| shifts.contains(edit)));
-    for positions in [Positions::Prompt, Positions::Last] {
-        assert!(steered.iter().any(|(_, at)| *at == positions), "{positions:?}");
-    }
+    let signed = [1.0, 3.0, 8.0, 15.0, 30.0].into_iter().flat_map(|strength| [-strength, strength]);
+    let shifts: Vec<Edit> = signed.map(|strength| steering.edit(strength)).collect();
     let transport = Transport::find(&layers, &decoder, &data, Contrast::Harmless, 8).unwrap();
-    let maps: Vec<Edit> = transport
-        .counts()
-        .into_iter()
-        .flat_map(|heads| [0.5, 1.0, 2.0].map(|part| transport.edit(heads, part)))
-        .collect();
-    assert!(met(Vector::OptimalTransport).iter().all(|(edit, at)| maps.contains(edit) && *at != Positions::All));
+    let parts = |heads| [0.5, 1.0, 2.0].map(|part| transport.edit(heads, part));
+    let maps: Vec<Edit> = transport.counts().into_iter().flat_map(parts).collect();
+    for (vector, candidates) in [(Vector::ItiHeads, shifts), (Vector::OptimalTransport, maps)] {
+        let met = met(vector);
+        for at in [Positions::Prompt, Positions::Last] {
+            let losses: Vec<f32> = candidates.iter().map(|edit| loss(edit, at)).collect();
+            let mean = losses.iter().sum::<f32>() / losses.len() as f32;
+            let chosen: Vec<f32> =
+                met.iter().filter(|(_, there)| *there == at).map(|(edit, _)| loss(edit, at)).collect();
+            assert!(!chosen.is_empty() && met.iter().all(|(edit, _)| candidates.contains(edit)), "{vector:?} {at:?}");
+            // The pool chooses on a batch that it draws from the same pairs, so what is nearly as good may win.
+            let lowest = losses.iter().copied().fold(f32::INFINITY, f32::min);
+            let bound = lowest + 0.3 * (mean - lowest);
+            assert!(chosen.iter().all(|chosen| *chosen <= bound), "{vector:?} {at:?}: {chosen:?} of {losses:?}");
+        }
+    }
+}
+
+/// Where the edits of the lives of one learned edit act, each of one use.
+fn lives_at(choices: &[Positions]) -> Vec<Positions> {
+    let world = World::new();
+    let decoder = Decoder::load(&Checkpoint::open(&world.model()).unwrap(), &Device::Cpu).unwrap();
+    let pairs = (0..4).map(|word| Pair { prompt: vec![word, 7], target: vec![9, word], opening: None }).collect();
+    let data = AttackData { pairs, ..AttackData::default() };
+    let spec = AdversarialSpec {
+        positions: choices.to_vec(),
+        pool: 1,
+        ranks: vec![1],
+        inner_steps: 1,
+        warm_up: 1,
+        batch: 1,
+        restart_after: 1,
+        ..AdversarialSpec::default()
+    };
+    let mut pool = Pool::new(&spec, &[1], &[1], &data, 5).unwrap();
+    (0..8).flat_map(|step| pool.attack(&decoder, step).unwrap()).map(|(_, at)| at).collect()
+}
+
+#[test]
+fn the_lives_of_a_learned_edit_go_through_the_choices_of_tokens() {
+    use Positions::{All, Last, Prompt};
+    assert_eq!(lives_at(&[All]), [All; 8]);
+    assert_eq!(lives_at(&[All, Prompt, Last])[..6], [Prompt, Last, All, Prompt, Last, All]);
+    // Every other life begins from the base's edit: of either kind both choices come up.
+    assert_eq!(lives_at(&[Prompt, Last]), [Last, Last, Prompt, Prompt, Last, Last, Prompt, Prompt]);
 }
 
 #[test]
@@ -307,7 +345,8 @@ fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
 fn goes_on_bit_for_bit(settings: &str) {
     let stage = format!(
         "{{kind: adversarial, rank: 2, steps: 50, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], joint: 1, {settings}, batch: 2, \
-         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation, random, iti-heads, optimal-transport], vector_life: 3, positions: [all, prompt, last], amplify: [1.0, 2.0]}}"
+         anchor_batch: 2, restart_after: 3, vectors: [mean-difference, ablation, random, iti-heads, optimal-transport], \
+         vector_life: 3, positions: [all, prompt, last], amplify: [1.0, 2.0]}}"
     );
     let world = World::with_stage(&stage);
     let whole = run(&world, &request(&world, "a/out")).unwrap().published.unwrap();

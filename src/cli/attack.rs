@@ -13,10 +13,11 @@ use crate::checkpoint::{Digest, files};
 use crate::defence::{Forgetful, UnitStore};
 use crate::event::Event;
 use crate::event::Observer as _;
+use crate::intervention::Positions;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_openings;
-use crate::pipeline::suite::{Grid, Selection};
+use crate::pipeline::suite::{Grid, Selection, positions_name};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
@@ -78,6 +79,9 @@ pub struct Args {
     /// Cells at this block only, from 0; may be repeated.
     #[arg(long, value_name = "N")]
     block: Vec<usize>,
+    /// Cells at these tokens only: `all`, those of the `prompt`, or from its `last` on; may be repeated.
+    #[arg(long, value_name = "WHERE", value_parser = ["all", "prompt", "last"])]
+    positions: Vec<String>,
     #[command(flatten)]
     part: Part,
     #[command(flatten)]
@@ -163,8 +167,10 @@ impl Plan {
 
     /// Other prompts or fewer cells are another measurement, and no part of the suite's own.
     fn narrow(&mut self, args: &Args) {
-        if args.data.is_some() || !args.only.is_empty() || !args.block.is_empty() {
-            let what = format!("{}\n{:?}\n{:?}\n{:?}", self.digest, args.data, args.only, args.block);
+        let narrowed = !args.only.is_empty() || !args.block.is_empty() || !args.positions.is_empty();
+        if args.data.is_some() || narrowed {
+            let narrowing = (&args.data, &args.only, &args.block, &args.positions);
+            let what = format!("{}\n{narrowing:?}", self.digest);
             self.digest = Digest::of(what.as_bytes()).to_string();
         }
     }
@@ -213,7 +219,15 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         seed: args.seed.unwrap_or(plan.seed),
         access: crate::report::Access::Public,
         recipe_digest: plan.digest,
-        selection: Selection { names: args.only.clone(), blocks: args.block.clone(), shard: args.part.shard },
+        selection: Selection {
+            names: args.only.clone(),
+            blocks: args.block.clone(),
+            positions: [Positions::All, Positions::Prompt, Positions::Last]
+                .into_iter()
+                .filter(|positions| args.positions.iter().any(|name| name == positions_name(*positions)))
+                .collect(),
+            shard: args.part.shard,
+        },
         plan: options(args),
     };
     let n_layers = model.decoder.n_layers();

@@ -112,7 +112,7 @@ impl<'a> Anchors<'a> {
         edit: Option<(&Placed, Positions)>,
         weight: f32,
     ) -> Result<Tensor> {
-        // What is given of an answer is the model's own to an edit: it is no part of the prompt.
+        // An edit that acts on the prompt alone leaves the given beginning of an answer as it is.
         let prompts: Vec<Vec<u32>> = rows.iter().map(|asked| self.prompt(asked).clone()).collect();
         let answers: Vec<Vec<u32>> =
             rows.iter().map(|asked| [asked.after, &self.dialogues[asked.row].answer].concat()).collect();
@@ -202,6 +202,22 @@ mod tests {
         let alone = divergence(&changed, &[instead()]);
         close(alone, divergence(&changed, &[Asked::plainly(2)]));
         assert!((alone - divergence(&changed, &[Asked::plainly(0)])).abs() > 1e-3);
+        // What is given belongs to the answer: an edit of the prompt alone is not an edit of it.
+        let site = crate::model::Site::new(1, crate::model::Point::ResidPre);
+        let vector = vec![1.0; 8];
+        let edit = crate::intervention::Edit::Add { site, vector, keep_norm: false }.place(&Device::Cpu).unwrap();
+        let edited = |positions| {
+            let edit = Some((&edit, positions));
+            anchors.divergence(&changed, &[begun()], edit).unwrap().to_scalar::<f32>().unwrap()
+        };
+        let whole = [dialogue(&[1, 5, 13, 14], &[6, 7, 8, 9, 10])];
+        let hidden = Anchors { hidden: vec![anchors.hidden[1].clone()], ..Anchors::new(&original, &whole, 0).unwrap() };
+        let of_prompt = |positions| {
+            let edit = Some((&edit, positions));
+            hidden.divergence(&changed, &[Asked::plainly(0)], edit).unwrap().to_scalar::<f32>().unwrap()
+        };
+        close(edited(Positions::All), of_prompt(Positions::All));
+        assert!((edited(Positions::Prompt) - of_prompt(Positions::Prompt)).abs() > 1e-3);
         // Every answer token weighs the same.
         let long = divergence(&changed, &[begun()]);
         close(divergence(&changed, &[instead(), begun()]), (alone + 5.0 * long) / 6.0);

@@ -245,16 +245,16 @@ pub struct AdversarialSpec {
     /// Learned edits of all blocks at once kept warm.
     pub joint: usize,
     /// Factors on what an edit adds to the stream, one drawn at every use: an attacker with a larger step size finds
-    /// larger edits than the pool does in its few steps.
+    /// larger edits than the pool does in its few steps. Projections and maps of heads stay as they are.
     pub amplify: Vec<f64>,
     /// Edits that need no learning, at the strength that serves the attacker best; one that is named twice is kept twice.
     pub vectors: Vec<Vector>,
     /// Uses after which such an edit is taken anew from the present weights: on a model of real size that costs as much as
     /// several outer steps.
     pub vector_life: usize,
-    /// Token positions that the pool's edits act at: a learned one's lives go through them in turn, for every other edit one is drawn
-    /// when it is taken. An attacker chooses them, and what is met at all tokens alone is not what acts on the prompt's or from its
-    /// last on.
+    /// Tokens that the pool's edits act at: a learned one's lives go through these in turn, for every other edit one is drawn when it is
+    /// taken. An attacker chooses freely, and holding against edits at all tokens is not holding against those that act on the prompt's
+    /// alone, or from its last one on.
     pub positions: Vec<Positions>,
     /// Outer uses after which a pool edit is restarted.
     pub restart_after: usize,

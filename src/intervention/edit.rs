@@ -218,6 +218,21 @@ impl Placed {
     }
 }
 
+impl Edit {
+    /// Its lists of numbers, in a fixed order: what is large about it.
+    pub(crate) fn lists(&mut self) -> Vec<&mut Vec<f32>> {
+        match self {
+            Self::Identity => vec![],
+            Self::LowRank { w1, w2, .. } => vec![w1, w2],
+            Self::Affine { up, down, bias, .. } => vec![up, down, bias],
+            Self::Add { vector, .. } => vec![vector],
+            Self::Heads { matrices, bias, .. } => vec![matrices, bias],
+            Self::Ablate { basis, .. } => vec![basis],
+            Self::Several { edits } => edits.iter_mut().flat_map(Self::lists).collect(),
+        }
+    }
+}
+
 impl Placed {
     /// The edit whose contribution to the stream is `factor` times as large, for edits that add one; others as they are.
     ///

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::bench::Side;
 use super::cell::{Cell, settings_on, steps};
-use super::suite::{Grid, is_control};
+use super::suite::{Grid, is_control, tokens};
 use crate::attack::spec::{Allowance, AttackKind, Knowledge, Method};
 use crate::recipe::Suite;
 use crate::report::wording::{at_most, blocks};
@@ -182,7 +182,8 @@ pub fn told(grid: &Grid, with_base: bool) -> Vec<String> {
     let place = |cell: &Cell| blocks(&cell.layers);
     let line = |bill: &Bill<'_>| {
         let what = if bill.paid { String::new() } else { ", skipped: budget".into() };
-        format!("{} at {}: {}{what}", bill.cell.name, place(bill.cell), words(&bill.cost))
+        let tokens = tokens(bill.cell.spec.positions);
+        format!("{} at {}{tokens}: {}{what}", bill.cell.name, place(bill.cell), words(&bill.cost))
     };
     let spent: Cost = bills.iter().filter(|bill| bill.paid).map(|bill| bill.cost).sum();
     let granted =

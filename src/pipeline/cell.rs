@@ -70,8 +70,7 @@ struct Setting {
     /// In words.
     choice: String,
     edit: Edit,
-    /// Settings of one ladder follow each other and differ in strength alone, which goes up; of one without a ladder nothing is larger or
-    /// smaller.
+    /// Settings with the same number here differ in strength alone and come in its order; what has none has no strength.
     ladder: Option<usize>,
 }
 
@@ -254,27 +253,27 @@ impl Range<'_, '_> {
             let choice = "no difference between the classes here".into();
             return Ok(vec![Setting { choice, edit: Edit::Identity, ladder: None }]);
         };
-        let strengths = upwards(&cell.spec.coefficients);
-        let ladders = [-1.0, 1.0].into_iter().enumerate();
-        let setting = |ladder: usize, c: f64| Setting {
+        let mut strengths: Vec<f64> = cell.spec.coefficients.iter().map(|c| c.abs()).collect();
+        upwards(&mut strengths);
+        let signed = strengths.iter().flat_map(|c| [(0, -c), (1, *c)]);
+        let setting = |(ladder, c): (usize, f64)| Setting {
             choice: format!("coefficient {c}"),
             edit: steering.edit(c),
             ladder: Some(ladder),
         };
-        Ok(ladders
-            .flat_map(|(ladder, sign)| strengths.iter().map(move |c| (ladder, sign * c)))
-            .map(|(l, c)| setting(l, c))
-            .collect())
+        Ok(signed.map(setting).collect())
     }
 
     /// Maps of few and of all heads from either contrast, at every part of the way.
     fn transports(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<Setting>> {
         let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
         let (mut settings, mut ladder) = (vec![], 0);
+        let mut parts = cell.spec.coefficients.clone();
+        upwards(&mut parts);
         for contrast in contrasts(data) {
             let transport = Transport::find(&cell.layers, subject.decoder, data, contrast, pairs)?;
             for heads in transport.counts() {
-                for part in upwards(&cell.spec.coefficients) {
+                for &part in &parts {
                     let choice = format!("{heads} heads, hazards to {}, {part} of the way", contrast.name());
                     settings.push(Setting { choice, edit: transport.edit(heads, part), ladder: Some(ladder) });
                 }
@@ -320,7 +319,7 @@ impl Range<'_, '_> {
         let mut rungs = vec![];
         for (at, setting) in settings.into_iter().enumerate() {
             let candidate = self.candidate(cell, subject, setting.edit, 0)?;
-            rungs.push((setting.ladder, candidate.counts.successes));
+            rungs.push((setting.ladder, candidate.counts));
             if best.as_ref().is_none_or(|(best, ..)| order(&candidate.counts) > order(&best.counts)) {
                 best = Some((candidate, setting.choice, at));
             }
@@ -389,22 +388,27 @@ fn of_base(edit: &Edit) -> Setting {
     Setting { choice: "that of the base".into(), edit: edit.clone(), ladder: None }
 }
 
-fn upwards(strengths: &[f64]) -> Vec<f64> {
-    let mut strengths = strengths.to_vec();
+/// Each once, from the smallest.
+fn upwards(strengths: &mut Vec<f64>) {
     strengths.sort_by(f64::total_cmp);
-    strengths
+    strengths.dedup();
 }
 
-/// Whether the rung `at` ends its ladder and succeeds more often than its only neighbour: nobody knows what comes behind it then. Rungs
-/// are the ladder and the successes of each setting.
-fn at_edge(rungs: &[(Option<usize>, u64)], at: usize) -> bool {
-    let (ladder, successes) = rungs[at];
-    let neighbour = |other: Option<usize>| other.and_then(|at| rungs.get(at)).filter(|(other, _)| *other == ladder);
-    let neighbours = (neighbour(at.checked_sub(1)), neighbour(at.checked_add(1)));
-    match (ladder, neighbours) {
-        (Some(_), (Some((_, other)), None) | (None, Some((_, other)))) => successes > *other,
-        _ => false,
-    }
+/// Share of the hazards by which a strength has to do better than its neighbour to count as better.
+const EDGE_LEAD: f64 = 0.05;
+
+/// Whether the setting `at` ends its ladder, does better than its only neighbour, and leaves something to be won: nobody knows what
+/// comes behind it then. `rungs` has the ladder and the counts of each setting.
+fn at_edge(rungs: &[(Option<usize>, Counts)], at: usize) -> bool {
+    let (Some(ladder), best) = rungs[at] else { return false };
+    let same: Vec<usize> = (0..rungs.len()).filter(|other| rungs[*other].0 == Some(ladder)).collect();
+    let neighbour = match same.as_slice() {
+        [first, second, ..] if *first == at => *second,
+        [.., second, last] if *last == at => *second,
+        _ => return false,
+    };
+    let lead = best.successes as f64 - rungs[neighbour].1.successes as f64;
+    lead > EDGE_LEAD * best.n as f64 && best.successes < best.n
 }
 
 /// More successes, which is what is reported, then more answers that are neither refused nor broken: among edits without any
@@ -607,13 +611,17 @@ mod tests {
 
     #[test]
     fn a_strength_is_at_the_edge_where_success_still_grows_towards_it() {
-        let rungs = [(0, [9, 4, 1]), (1, [2, 2, 5])];
-        let mut rungs: Vec<_> =
-            rungs.iter().flat_map(|(ladder, counts)| counts.map(|count| (Some(*ladder), count))).collect();
-        rungs.push((None, 8));
-        let edges: Vec<usize> = (0..rungs.len()).filter(|at| at_edge(&rungs, *at)).collect();
-        assert_eq!(edges, [0, 5], "not where the neighbour does as well, and not without a ladder");
-        assert!(!at_edge(&[(Some(0), 9)], 0), "one strength has no neighbour");
+        let rung = |ladder, successes| (ladder, Counts { successes, n: 100, ..Counts::default() });
+        let edges = |rungs: &[(Option<usize>, Counts)]| -> Vec<usize> {
+            (0..rungs.len()).filter(|at| at_edge(rungs, *at)).collect()
+        };
+        // Two ladders of three strengths, whose settings alternate, and a setting without one.
+        let counts = [(0, 90), (1, 20), (0, 40), (1, 22), (0, 10), (1, 50)];
+        let mut rungs: Vec<_> = counts.iter().map(|(ladder, count)| rung(Some(*ladder), *count)).collect();
+        rungs.push(rung(None, 80));
+        assert_eq!(edges(&rungs), [0, 5], "not by less than a twentieth, and not without a ladder");
+        assert!(edges(&[rung(Some(0), 100), rung(Some(0), 10)]).is_empty(), "there is no more to be won");
+        assert!(edges(&[rung(Some(0), 90)]).is_empty(), "one strength has no neighbour");
     }
 
     #[test]

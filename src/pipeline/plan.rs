@@ -9,7 +9,7 @@ use super::budget;
 use super::corpus::prompts_of;
 use super::device::{Activations, Demand, Machine, Placement, Residency, Shelf};
 use super::harden::{check_match, check_openings, locate_for, stage_layers};
-use super::suite::{Grid, Selection};
+use super::suite::{Grid, Selection, tokens};
 use super::verify::{imported, row_names};
 use crate::Result;
 use crate::attack::spec::Knowledge;
@@ -180,7 +180,7 @@ fn attacks(grid: &Grid) -> Vec<String> {
             Some(row) => row.2.extend(&cell.layers),
             None => {
                 let fitted = if cell.control_of.is_some() || cell.name == "identity" {
-                    "control".into()
+                    "control".to_owned()
                 } else {
                     let words = cell.spec.knowledge.iter().map(|knowledge| match knowledge {
                         Knowledge::Frozen => "frozen",
@@ -188,6 +188,7 @@ fn attacks(grid: &Grid) -> Vec<String> {
                     });
                     words.collect::<Vec<_>>().join(" and ")
                 };
+                let fitted = fitted + tokens(cell.spec.positions);
                 rows.push((cell.row, cell.name.clone(), cell.layers.clone(), fitted));
             }
         }
@@ -233,7 +234,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::Data;
+    use crate::recipe::{Data, Suite};
 
     #[test]
     fn what_the_data_lacks_is_said() {
@@ -264,6 +265,11 @@ mod tests {
         let recipe = Recipe::embedded("demo").unwrap();
         let rows = attacks(&Grid::new(&recipe.suite, 6).unwrap());
         assert_eq!(rows[0], "noreft r2 p80 at blocks 0–5 (frozen and re-fitted)");
+        let suite = Suite::parse("attacks: [{kind: noreft, positions: prompt}]", "suite.yaml".as_ref()).unwrap();
+        assert_eq!(
+            attacks(&Grid::new(&suite, 6).unwrap())[0],
+            "noreft r2 p80 at blocks 0–5 (frozen and re-fitted, prompt tokens)"
+        );
         assert!(rows.iter().any(|row| row.contains("random r2 p80") && row.ends_with("(control)")), "{rows:#?}");
     }
 }

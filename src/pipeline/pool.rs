@@ -248,7 +248,7 @@ impl Member {
         Self { layers, kind, stream, reached: None }
     }
 
-    /// Its attack, and of a learned edit the blocks.
+    /// Its attack, and of a learned edit the blocks; an edit's tokens change from life to life.
     fn name(&self) -> String {
         match &self.kind {
             Kind::Learned(learned) => format!("noreft r{} at {}", learned.rank, wording::blocks(&self.layers)),
@@ -267,6 +267,7 @@ impl Member {
             steps: paper_steps(count, batch),
             batch,
             learning_rate,
+            // At all tokens it is a start for every choice of them.
             positions: Positions::All,
         };
         learned.base = Some(fit(decoder, data, &settings, &mut self.stream)?.edit);
@@ -318,7 +319,11 @@ impl Member {
             Kind::Learned(learned) => learned,
             Kind::Found(found) => {
                 let edit = |(edit, positions): &(Placed, Positions)| Ok::<_, Error>((edit.edit()?, *positions));
-                let edit = found.edit.as_ref().map(edit).transpose()?;
+                let mut edit = found.edit.as_ref().map(edit).transpose()?;
+                let lists = edit.as_mut().map(|(edit, _)| edit.lists()).unwrap_or_default();
+                for (number, list) in lists.into_iter().enumerate() {
+                    into.put_numbers(format!("{name}/found/{number}"), std::mem::take(list));
+                }
                 return into.put(format!("{name}/found"), &(found.uses, edit));
             }
         };
@@ -336,8 +341,12 @@ impl Member {
         match &mut self.kind {
             Kind::Learned(learned) => learned.restore(name, from, decoder, &self.layers, &mut self.stream)?,
             Kind::Found(found) => {
-                let edit: Option<(Edit, Positions)>;
+                let mut edit: Option<(Edit, Positions)>;
                 (found.uses, edit) = from.get(&format!("{name}/found"))?;
+                let lists = edit.as_mut().map(|(edit, _)| edit.lists()).unwrap_or_default();
+                for (number, list) in lists.into_iter().enumerate() {
+                    *list = from.numbers(&format!("{name}/found/{number}"))?.to_vec();
+                }
                 let placed = |(edit, positions): (Edit, _)| Ok::<_, Error>((edit.place(decoder.device())?, positions));
                 found.edit = edit.map(placed).transpose()?;
             }
@@ -348,9 +357,12 @@ impl Member {
 }
 
 impl Learned {
-    /// Where the edit of this life acts.
+    /// Where the edit of this life acts. Every other life begins from the base's edit, so with an even number of choices each round of them
+    /// begins one further: else a choice would be tied to one kind of start.
     fn positions(&self, spec: &AdversarialSpec) -> Positions {
-        spec.positions[(self.turn + self.lives) % spec.positions.len()]
+        let choices = spec.positions.len();
+        let rounds = if choices.is_multiple_of(2) { self.lives / choices } else { 0 };
+        spec.positions[(self.turn + self.lives + rounds) % choices]
     }
 
     fn improve(

@@ -43,6 +43,8 @@ pub struct Selection {
     pub names: Vec<String>,
     /// Cells of these blocks only; empty: all.
     pub blocks: Vec<usize>,
+    /// Cells at these tokens only; empty: all.
+    pub positions: Vec<Positions>,
     /// Every `count`th row and place, starting from number `index`, with its repetitions and its control.
     pub shard: Option<Shard>,
 }
@@ -119,7 +121,9 @@ impl Grid {
         let numbers = self.numbers();
         let wanted = |cell: &Cell| {
             let named = selection.names.is_empty() || selection.names.contains(&cell.name);
-            named && (selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer)))
+            let acts = selection.positions.is_empty() || selection.positions.contains(&cell.spec.positions);
+            let there = selection.blocks.is_empty() || cell.layers.iter().any(|layer| selection.blocks.contains(layer));
+            named && acts && there
         };
         let chosen: Vec<(usize, &Cell)> =
             numbers.iter().copied().zip(self.cells()).filter(|(_, cell)| wanted(cell)).collect();
@@ -314,6 +318,7 @@ pub fn measure_hardened(
             let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
             let counts = range.score(cell, hardened, &fitted)?;
             found.push(format!("re-fitted asr {}", percent(counts.success())));
+            let fitted = base.map_or(fitted.clone(), |(before, _)| beside_base(fitted, before));
             rows.push(Measured { cell, adaptive, fitted, base: base.map(|(_, counts)| *counts), hardened: counts });
         }
         progress.finish(cell, &found.join(", "));
@@ -322,6 +327,15 @@ pub fn measure_hardened(
     let numbers: Vec<usize> = (0..cells.len()).collect();
     let (attacks, controls) = numbers.split_at(grid.attacks.len());
     Ok((rows(each(hardened, attacks, one)?, bench), rows(each(hardened, controls, one)?, bench)))
+}
+
+/// A choice beside that for the un-hardened model, whose success stands in the same row.
+fn beside_base(mut fitted: Fitted, before: &Fitted) -> Fitted {
+    fitted.at_edge |= before.at_edge;
+    if !before.choice.is_empty() && before.choice != fitted.choice {
+        fitted.choice = format!("{}; un-hardened: {}", fitted.choice, before.choice);
+    }
+    fitted
 }
 
 /// Runs cells side by side on the host, one after the other on an accelerator; results in the cells' order.
@@ -366,6 +380,10 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
     let calibration = bench.calibration.as_ref();
     let place = if placed.acts_on_all() { String::new() } else { format!(" --block {}", ranges(&first.cell.layers)) };
+    let at = match spec.positions {
+        Positions::All => String::new(),
+        other => format!(" --positions {}", positions_name(other)),
+    };
     AttackRow {
         name: first.cell.name.clone(),
         family: kind_name(spec.kind).into(),
@@ -408,7 +426,7 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
             .map(|counts| mean(&counts, calibration)),
         hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>(), calibration),
         agreement: group.iter().filter_map(|m| m.hardened.guarded).reduce(Agreement::plus),
-        reproduce: format!("--only '{}'{place}", first.cell.name.replace('\'', r"'\''")),
+        reproduce: format!("--only '{}'{place}{at}", first.cell.name.replace('\'', r"'\''")),
     }
 }
 
@@ -436,7 +454,7 @@ fn mean(counts: &[Counts], calibration: Option<&Calibration>) -> Outcome {
     }
 }
 
-fn positions_name(positions: Positions) -> &'static str {
+pub(crate) fn positions_name(positions: Positions) -> &'static str {
     match positions {
         Positions::Prompt => "prompt",
         Positions::All => "all",
@@ -449,7 +467,7 @@ pub(super) fn tokens(positions: Positions) -> &'static str {
     match positions {
         Positions::All => "",
         Positions::Prompt => ", prompt tokens",
-        Positions::Last => ", last tokens",
+        Positions::Last => ", from the prompt's last token on",
     }
 }
 

@@ -194,23 +194,24 @@ impl<'a> Court<'a> {
 
     /// Attacks whose choice of strengths was too small: what they reach is less than an attacker can.
     fn strengths_at_edges(&mut self) {
-        let mut groups: Vec<(&AttackRow, Vec<usize>)> = vec![];
+        let mut groups: Vec<(&AttackRow, Vec<String>)> = vec![];
         for row in self.report.attacks.iter().filter(|row| row.budget.at_edge) {
-            match groups.iter_mut().find(|(first, _)| first.name == row.name && first.positions == row.positions) {
-                Some((_, layers)) => layers.extend(&row.layers),
-                None => groups.push((row, row.layers.clone())),
+            let same = |(first, _): &&mut (&AttackRow, Vec<String>)| {
+                first.name == row.name && first.positions == row.positions && first.adaptive == row.adaptive
+            };
+            let place = format!("{} ({})", blocks(&row.layers), row.budget.choice);
+            match groups.iter_mut().find(same) {
+                Some((_, places)) => places.push(place),
+                None => groups.push((row, vec![place])),
             }
         }
-        for (row, mut layers) in groups {
-            layers.sort_unstable();
-            layers.dedup();
+        for (row, places) in groups {
             let message = format!(
-                "{} ({} positions) at {}: it does best at an end of the strengths that it tried ({}), so a finer or wider choice may do \
-                 better",
+                "{} ({}, {} positions) does best at an end of the strengths that were tried, so finer or more of them may do better: {}",
                 row.name,
+                row.knowledge(),
                 row.positions,
-                blocks(&layers),
-                row.budget.choice
+                places.join(", ")
             );
             self.note("strength-at-edge", Severity::Warning, message, None, None);
         }

@@ -295,11 +295,12 @@ pub struct Budget {
     pub gradient_evaluations: u64,
     /// What was searched over, in words; empty: nothing.
     pub search: String,
-    /// What was taken of it or of the strengths or directions that were tried, in words; empty: there was no choice.
+    /// The setting that was taken of those that were tried (a strength, a direction, a step size), in words, of several seeds the first one's;
+    /// where the row has an un-hardened value, that of the un-hardened model as well. Empty: there was no choice.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub choice: String,
-    /// Whether that is the smallest or largest strength that was tried, with more success than the next one: finer or wider steps may find
-    /// a better one.
+    /// Whether one of the two is the smallest or largest strength that was tried and succeeds more often than the next one: finer steps or
+    /// a wider range may find a better one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub at_edge: bool,
 }
