@@ -23,7 +23,7 @@ pub fn markdown(reports: &[(String, Report)]) -> String {
         layers.sort_unstable();
         layers.dedup();
         let base: Vec<Option<&Outcome>> = first.iter().map(|row| row.base.as_ref()).collect();
-        let _ = write!(out, "| {} | {} | {} | {} |", key.0, ranges(&layers), key.1, outcomes(&base));
+        let _ = write!(out, "| {} | {} | {} | {} |", attack(&key), ranges(&layers), key.1, outcomes(&base));
         for rows in &all {
             let hardened: Vec<Option<&Outcome>> = rows.iter().map(|row| Some(&row.hardened)).collect();
             let _ = write!(out, " {} |", outcomes(&hardened));
@@ -60,6 +60,11 @@ type Key = (String, &'static str, String);
 
 fn key(row: &AttackRow) -> Key {
     (row.name.clone(), row.knowledge(), row.positions.clone())
+}
+
+/// Its name, and where it isn't at all tokens the tokens that it acts at.
+fn attack((name, _, positions): &Key) -> String {
+    if positions == "all" { name.clone() } else { format!("{name} ({positions})") }
 }
 
 /// The keys of every row of any report, controls last, in the order in which they first come.
@@ -111,6 +116,7 @@ mod tests {
         let lines = |text: &str| text.lines().filter(|line| line.contains(&row.name)).count();
         let (once, twice) = (markdown(&[("a".into(), report.clone())]), markdown(&[("a".into(), elsewhere)]));
         assert_eq!(lines(&twice), lines(&once) + 1, "one line for each choice of positions: {twice}");
+        assert!(twice.contains(&format!("| {} (prompt) |", row.name)), "{twice}");
         let mut attacks_only = report.clone();
         attacks_only.utility.clear();
         assert!(!markdown(&[("a".into(), attacks_only)]).contains("without an attack"));
