@@ -144,6 +144,8 @@ fn a_pool_holds_something() {
         let found = problems(&stage(&format!("{key}: 0")));
         assert!(found.iter().any(|problem| problem.starts_with(&format!("stages.0.{key}: expected"))), "{found:?}");
     }
+    let found = problems(&stage("positions: []"));
+    assert!(found.iter().any(|problem| problem.starts_with("stages.0.positions: expected")), "{found:?}");
     let found = problems(&stage("anchor_weights: {maths: 0, text: 1}"));
     assert!(found.iter().any(|problem| problem.starts_with("stages.0.anchor_weights")), "{found:?}");
     let found = problems(&stage("anchor_weights: {maths: 0}"));
@@ -167,7 +169,8 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
     - {kind: abliteration, search_trials: 0, positions: prompt}
     - {kind: optimal-transport, coefficients: [-1], search_trials: 3}
     - {kind: ablation, joint: true}
-    - {kind: optimal-transport}",
+    - {kind: optimal-transport}
+    - {kind: lora, positions: last}",
     ));
     for expected in [
         "suite.attacks.0.file: this kind of attack has no use for it",
@@ -185,6 +188,7 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
         "suite.attacks.6.search_trials: this kind of attack has no use for it",
         "suite.attacks.7.joint: only learned edits and `optimal-transport` have a joint form",
         "suite.attacks.8.coefficients: expected one strength at least, in parts of the way",
+        "suite.attacks.9.positions: changed weights act on every token; expected `all`",
     ] {
         assert!(found.iter().any(|p| p.contains(expected)), "{expected}\nin {found:#?}");
     }

@@ -622,7 +622,7 @@ impl AttackSpec {
         if self.kind == Lora && self.layers != Layers::default() {
             problems.add(join(at, "layers"), "a LoRA is trained on every block; expected none to be named");
         }
-        if self.kind == Abliteration && self.positions != Positions::All {
+        if matches!(self.kind, Abliteration | Lora) && self.positions != Positions::All {
             problems.add(join(at, "positions"), "changed weights act on every token; expected `all`");
         }
         if self.kind == Quantised && !matches!(self.bits, Some(8 | 4)) {
