@@ -4,6 +4,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use super::arguments::{self, Compute};
 use super::harden::recipe_for;
 use super::import;
@@ -17,7 +19,7 @@ use crate::intervention::Positions;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_openings;
-use crate::pipeline::suite::{Grid, Selection, positions_name};
+use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
@@ -80,12 +82,17 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     block: Vec<usize>,
     /// Cells at these tokens only: `all`, those of the `prompt`, or from its `last` on; may be repeated.
-    #[arg(long, value_name = "WHERE", value_parser = ["all", "prompt", "last"])]
-    positions: Vec<String>,
+    #[arg(long, value_name = "WHERE", value_parser = positions())]
+    positions: Vec<Positions>,
     #[command(flatten)]
     part: Part,
     #[command(flatten)]
     compute: Compute,
+}
+
+/// Token positions by the names that recipes give them.
+fn positions() -> impl TypedValueParser<Value = Positions> {
+    PossibleValuesParser::new(["all", "prompt", "last"]).try_map(|name| serde_json::from_value(name.into()))
 }
 
 /// Parts of a measurement, and where its state is kept.
@@ -222,10 +229,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         selection: Selection {
             names: args.only.clone(),
             blocks: args.block.clone(),
-            positions: [Positions::All, Positions::Prompt, Positions::Last]
-                .into_iter()
-                .filter(|positions| args.positions.iter().any(|name| name == positions_name(*positions)))
-                .collect(),
+            positions: args.positions.clone(),
             shard: args.part.shard,
         },
         plan: options(args),

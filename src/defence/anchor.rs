@@ -162,8 +162,9 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::intervention::Edit;
     use crate::math::seed::Stream;
-    use crate::model::Blueprint;
+    use crate::model::{Blueprint, Point, Site};
 
     fn decoder(name: &str) -> Decoder {
         let blueprint = Blueprint {
@@ -203,9 +204,9 @@ mod tests {
         close(alone, divergence(&changed, &[Asked::plainly(2)]));
         assert!((alone - divergence(&changed, &[Asked::plainly(0)])).abs() > 1e-3);
         // What is given belongs to the answer: an edit of the prompt alone is not an edit of it.
-        let site = crate::model::Site::new(1, crate::model::Point::ResidPre);
+        let site = Site::new(1, Point::ResidPre);
         let vector = vec![1.0; 8];
-        let edit = crate::intervention::Edit::Add { site, vector, keep_norm: false }.place(&Device::Cpu).unwrap();
+        let edit = Edit::Add { site, vector, keep_norm: false }.place(&Device::Cpu).unwrap();
         let edited = |positions| {
             let edit = Some((&edit, positions));
             anchors.divergence(&changed, &[begun()], edit).unwrap().to_scalar::<f32>().unwrap()

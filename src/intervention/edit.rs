@@ -130,6 +130,19 @@ pub enum Placed {
 }
 
 impl Edit {
+    /// Its lists of numbers, in a fixed order: what is large about it.
+    pub(crate) fn lists(&mut self) -> Vec<&mut Vec<f32>> {
+        match self {
+            Self::Identity => vec![],
+            Self::LowRank { w1, w2, .. } => vec![w1, w2],
+            Self::Affine { up, down, bias, .. } => vec![up, down, bias],
+            Self::Add { vector, .. } => vec![vector],
+            Self::Heads { matrices, bias, .. } => vec![matrices, bias],
+            Self::Ablate { basis, .. } => vec![basis],
+            Self::Several { edits } => edits.iter_mut().flat_map(Self::lists).collect(),
+        }
+    }
+
     /// Puts the numbers on `device`.
     ///
     /// # Errors
@@ -215,21 +228,6 @@ impl Placed {
             }
             Self::Several(edits) => Edit::Several { edits: edits.iter().map(Self::edit).collect::<Result<_>>()? },
         })
-    }
-}
-
-impl Edit {
-    /// Its lists of numbers, in a fixed order: what is large about it.
-    pub(crate) fn lists(&mut self) -> Vec<&mut Vec<f32>> {
-        match self {
-            Self::Identity => vec![],
-            Self::LowRank { w1, w2, .. } => vec![w1, w2],
-            Self::Affine { up, down, bias, .. } => vec![up, down, bias],
-            Self::Add { vector, .. } => vec![vector],
-            Self::Heads { matrices, bias, .. } => vec![matrices, bias],
-            Self::Ablate { basis, .. } => vec![basis],
-            Self::Several { edits } => edits.iter_mut().flat_map(Self::lists).collect(),
-        }
     }
 }
 

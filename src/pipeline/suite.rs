@@ -318,7 +318,10 @@ pub fn measure_hardened(
             let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
             let counts = range.score(cell, hardened, &fitted)?;
             found.push(format!("re-fitted asr {}", percent(counts.success())));
-            let fitted = base.map_or(fitted.clone(), |(before, _)| beside_base(fitted, before));
+            let fitted = match base {
+                Some((before, _)) => beside_base(fitted, before),
+                None => fitted,
+            };
             rows.push(Measured { cell, adaptive, fitted, base: base.map(|(_, counts)| *counts), hardened: counts });
         }
         progress.finish(cell, &found.join(", "));
@@ -454,7 +457,7 @@ fn mean(counts: &[Counts], calibration: Option<&Calibration>) -> Outcome {
     }
 }
 
-pub(crate) fn positions_name(positions: Positions) -> &'static str {
+fn positions_name(positions: Positions) -> &'static str {
     match positions {
         Positions::Prompt => "prompt",
         Positions::All => "all",

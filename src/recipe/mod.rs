@@ -18,6 +18,7 @@ pub mod fit;
 mod origin;
 mod raw;
 mod stage;
+mod stage_checks;
 mod suggest;
 mod task_file;
 mod validate;

@@ -8,7 +8,6 @@ use super::stage::{STAGE_KINDS, Stage};
 use super::suggest::did_you_mean;
 use super::{Data, EarlyStop, Match, Recipe, SCHEMA_VERSION, Suite};
 use crate::attack::spec::{Allowance, AttackKind, AttackSpec, Knowledge, Method, Search};
-use crate::defence::spec::{AdversarialSpec, AnchorWeights, EtClosedSpec, EtSpec, HarmVectorSpec};
 use crate::error::{Error, Result};
 use crate::intervention::{Layers, Positions};
 use crate::judge::guard::GuardSpec;
@@ -21,8 +20,8 @@ const BUILTIN_PROMPTS: [&str; 2] = ["builtin:tiny-chat", "builtin:prompts"];
 /// Models inside the binary.
 const BUILTIN_MODELS: [&str; 1] = ["builtin:tiny-chat"];
 
-const MAX_RANK: usize = 65_536;
-const MAX_COUNT: usize = 10_000_000;
+pub(super) const MAX_RANK: usize = 65_536;
+pub(super) const MAX_COUNT: usize = 10_000_000;
 /// Validation prompts of a suite unless it says otherwise.
 const VALIDATION_PROMPTS: usize = 96;
 
@@ -413,101 +412,6 @@ fn check_gates(thresholds: &Thresholds, suite: &Suite, problems: &mut Problems) 
     }
 }
 
-impl Checked for EtSpec {
-    fn check(&self, at: &str, problems: &mut Problems) {
-        for (key, value) in [("rank", self.rank), ("attack_rank", self.attack_rank)] {
-            problems.count(at, key, value, 1, MAX_RANK);
-        }
-        let counts = [("attack_pairs", self.attack_pairs), ("batch", self.batch), ("prompts", self.prompts)];
-        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
-            problems.count(at, key, value, 1, MAX_COUNT);
-        }
-        // No step at all is allowed: it must leave every byte as it was, and a test says so.
-        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
-        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
-        problems.within(at, "lambda", self.lambda, 1e6);
-        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
-        problems.within(at, "accept_below", self.accept_below, 1.0);
-    }
-}
-
-impl Checked for EtClosedSpec {
-    fn check(&self, at: &str, problems: &mut Problems) {
-        problems.count(at, "rank", self.rank, 0, MAX_RANK);
-        problems.count(at, "attack_rank", self.attack_rank, 1, MAX_RANK);
-        let counts = [("bank", self.bank), ("attack_pairs", self.attack_pairs), ("prompts", self.prompts)];
-        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
-            problems.count(at, key, value, 1, MAX_COUNT);
-        }
-        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
-        problems.within(at, "lambda", self.lambda, 1e6);
-        problems.positive(at, "mu", self.mu, 1e6);
-        problems.within(at, "accept_below", self.accept_below, 1.0);
-    }
-}
-
-impl Checked for HarmVectorSpec {
-    fn check(&self, at: &str, problems: &mut Problems) {
-        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
-        problems.count(at, "batch", self.batch, 1, MAX_COUNT);
-        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
-        problems.within(at, "keep", self.keep.unwrap_or(1.0), 1.0);
-        problems.within(at, "scale", self.scale, 100.0);
-    }
-}
-
-impl Checked for AdversarialSpec {
-    fn check(&self, at: &str, problems: &mut Problems) {
-        problems.count(at, "rank", self.rank, 0, MAX_RANK);
-        for (key, value) in [
-            ("restart_after", self.restart_after),
-            ("vector_life", self.vector_life),
-            ("warm_up", self.warm_up),
-            ("edits_per_step", self.edits_per_step),
-            ("batch", self.batch),
-            ("anchor_batch", self.anchor_batch),
-        ] {
-            problems.count(at, key, value, 1, MAX_COUNT);
-        }
-        let others = self.joint > 0 || !self.vectors.is_empty();
-        problems.count(at, "pool", self.pool, usize::from(!others), MAX_COUNT);
-        if self.pool == 0 && self.pool_layers.is_some() {
-            problems.add(
-                join(at, "pool_layers"),
-                "expected a `pool` of learned edits to be of these blocks, got `pool: 0`",
-            );
-        }
-        problems.count(at, "joint", self.joint, 0, MAX_COUNT);
-        problems.count(at, "steps", self.steps, 0, MAX_COUNT);
-        problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
-        problems.count(at, "refusal_tokens", self.refusal_tokens, 0, MAX_COUNT);
-        problems.count(at, "attacked_anchors", self.attacked_anchors, 0, MAX_COUNT);
-        problems.positive(at, "learning_rate", self.learning_rate, 1.0);
-        let AnchorWeights { twin, benign, maths, copy, fact } = self.anchor_weights;
-        for (kind, weight) in [("twin", twin), ("benign", benign), ("maths", maths), ("copy", copy), ("fact", fact)] {
-            problems.positive(&join(at, "anchor_weights"), kind, weight, 1e3);
-        }
-        problems.within(at, "kl_weight", self.kl_weight, 1e6);
-        problems.within(at, "average", self.average, 1.0);
-        problems.within(at, "begun", self.begun, 1.0);
-        problems.within(at, "prompt_noise", self.prompt_noise, 1.0);
-        rates(at, "inner_learning_rates", &self.inner_learning_rates, problems);
-        for (i, &factor) in self.amplify.iter().enumerate() {
-            problems.positive(&join(at, "amplify"), &i.to_string(), factor, 100.0);
-        }
-        if self.ranks.is_empty() {
-            problems.add(join(at, "ranks"), "expected one rank at least, got an empty list");
-        }
-        if self.positions.is_empty() {
-            problems.add(join(at, "positions"), "expected `all`, `prompt` or `last` at least once, got an empty list");
-        }
-        for (i, &rank) in self.ranks.iter().enumerate() {
-            problems.count(&join(at, "ranks"), &i.to_string(), rank, 1, MAX_RANK);
-        }
-        names_of_openings(at, &self.openings, problems);
-    }
-}
-
 impl Checked for AttackSpec {
     fn check(&self, at: &str, problems: &mut Problems) {
         if let Some(budget) = &self.budget {
@@ -684,7 +588,7 @@ impl Checked for Thresholds {
     }
 }
 
-fn rates(at: &str, key: &str, values: &[f64], problems: &mut Problems) {
+pub(super) fn rates(at: &str, key: &str, values: &[f64], problems: &mut Problems) {
     if values.is_empty() {
         problems.add(join(at, key), "expected one step size at least, got an empty list");
     }
@@ -693,7 +597,7 @@ fn rates(at: &str, key: &str, values: &[f64], problems: &mut Problems) {
     }
 }
 
-fn names_of_openings(at: &str, openings: &[String], problems: &mut Problems) {
+pub(super) fn names_of_openings(at: &str, openings: &[String], problems: &mut Problems) {
     for (i, opening) in openings.iter().enumerate() {
         if opening.trim().is_empty() || openings[..i].contains(opening) {
             problems.add(join(&join(at, "openings"), i), format!("expected a name not given before, got `{opening}`"));
