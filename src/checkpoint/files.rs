@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -58,14 +58,32 @@ impl Digest {
 ///
 /// *Errors*: [`Error::Input`].
 pub fn apart(place: &Path, dir: &Path) -> Result<()> {
-    let Ok(dir) = dir.canonicalize() else { return Ok(()) };
-    let place_now = std::path::absolute(place).unwrap_or_else(|_| place.to_owned());
-    match place_now.ancestors().find_map(|folder| folder.canonicalize().ok()) {
-        Some(folder) if folder.starts_with(&dir) => {
-            Err(Error::file(place, "expected a place outside of the model's folder, got one inside of it"))
-        }
-        _ => Ok(()),
+    if dir.exists() && is_inside(place, dir) {
+        return Err(Error::file(place, "expected a place outside of the model's folder, got one inside of it"));
     }
+    Ok(())
+}
+
+/// Whether `place` is the folder `dir` or lies in it, be they there or yet to be made.
+#[must_use]
+pub fn is_inside(place: &Path, dir: &Path) -> bool {
+    resolved(place).starts_with(resolved(dir))
+}
+
+/// Where `path` is, or will be once it is made: links are followed as far as there is something.
+#[must_use]
+pub fn resolved(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
+        match part {
+            Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+        real = real.canonicalize().unwrap_or(real);
+    }
+    real
 }
 
 impl fmt::Display for Digest {
@@ -213,4 +231,36 @@ fn check_link(path: &Path, allowed: &Allowed) -> Result<()> {
             .hint("what is listed here is published; put a copy of the file in the folder if it belongs there"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_compared_by_where_they_are_or_will_be() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir_all(at("a/b")).unwrap();
+        let mut inside = vec!["a", "a/b", "a/b/../new", "a/new/deeper", "none/../a/new"];
+        let mut outside = vec!["ab", ".", "a/..", "a/../c/new", "none/a"];
+        #[cfg(unix)]
+        for (to, from) in [("a/b", "in"), (".", "a/out")] {
+            std::os::unix::fs::symlink(at(to), at(from)).unwrap();
+        }
+        if cfg!(unix) {
+            inside.extend(["in", "in/new", "in/../new"]);
+            outside.extend(["a/out", "a/out/new", "none/../a/out/new"]);
+        }
+        for place in inside {
+            assert!(is_inside(&at(place), &at("a")), "{place}");
+            assert!(apart(&at(place), &at("a")).is_err(), "{place}");
+        }
+        for place in outside {
+            assert!(!is_inside(&at(place), &at("a")), "{place}");
+            assert!(apart(&at(place), &at("a")).is_ok(), "{place}");
+        }
+        assert!(is_inside(&at("none/new"), &at("none")) && !is_inside(&at("none"), &at("none/new")));
+        assert!(apart(&at("none/new"), &at("none")).is_ok(), "a name of no folder is that of no model");
+    }
 }

@@ -160,7 +160,7 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
 }
 
 /// The folder that holds `path`; `.` for a bare name.
-fn parent_of(path: &Path) -> &Path {
+pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -180,6 +180,15 @@ pub fn check_target(target: &Path) -> Result<()> {
         }
         Ok(_) => Err(Error::file(target, "expected a folder to be made here, got a file or link")),
     }
+}
+
+/// Whether something can be made in `folder`, which may be yet to be made itself; nothing is left of the trial.
+///
+/// *Errors*: [`Error::Io`] naming the nearest folder that is there.
+pub fn check_writable(folder: &Path) -> Result<()> {
+    let place = std::path::absolute(folder).map_err(|error| Error::io(folder, error))?;
+    let there = place.ancestors().find(|folder| folder.exists()).unwrap_or(&place);
+    tempfile::tempfile_in(there).map(drop).map_err(|error| Error::io(there, error))
 }
 
 fn occupied(target: &Path) -> Error {
@@ -229,6 +238,16 @@ mod tests {
         assert!(!left.exists() && other.exists());
         let second = Staged::beside(&target).unwrap();
         assert!(first.path().exists() && second.path().exists());
+    }
+
+    #[test]
+    fn a_place_is_tried_where_it_will_be_and_nothing_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(check_writable(&root.path().join("a/b")).is_ok());
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        fs::write(root.path().join("file"), "").unwrap();
+        let error = check_writable(&root.path().join("file/a/b")).unwrap_err();
+        assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("file")), "{error}");
     }
 
     #[cfg(unix)]

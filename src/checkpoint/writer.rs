@@ -11,6 +11,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::private_key::refuse_private_keys;
 use super::reader::{Checkpoint, Float, Shard};
 use super::staging::{Staged, set_file_mode};
 use crate::{Error, Result};
@@ -80,7 +81,8 @@ pub struct PatchReport {
 /// `extra` files are written last and may replace copied ones, but not weights or the index.
 ///
 /// *Errors*: [`Error::Input`] for an unknown or twice planned tensor, one that is not F32, BF16 or F16, a new value that
-/// is not finite in f32 or in the stored type (the tensor is named), a target that is in use; [`Error::Io`].
+/// is not finite in f32 or in the stored type (the tensor is named), a target that is in use, a private key among the files;
+/// [`Error::Io`].
 pub fn patch(
     base: &Checkpoint,
     out: &Path,
@@ -102,6 +104,7 @@ pub fn patch(
             return Err(Error::input(file, "expected a file that is not part of the weights"));
         }
     }
+    refuse_private_keys(base.dir())?;
     let mut files = base.files()?;
     files.retain(|file| !omit.iter().any(|omitted| is_under(file, omitted)));
     let (rewritten, copied): (Vec<&Shard>, Vec<&String>) = {

@@ -19,6 +19,7 @@ use crate::intervention::Positions;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_openings;
+use crate::pipeline::publish::published;
 use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
@@ -29,7 +30,7 @@ use crate::{Error, Result};
 const QUICK: &str = "quick";
 
 /// Suites inside the binary.
-const SUITES: [(&str, &str); 3] = [
+pub(super) const SUITES: [(&str, &str); 3] = [
     (QUICK, include_str!("../pipeline/suites/quick.yaml")),
     ("standard", include_str!("../pipeline/suites/standard.yaml")),
     ("full", include_str!("../pipeline/suites/full.yaml")),
@@ -110,12 +111,14 @@ pub struct Part {
 }
 
 impl Part {
-    /// Measures with the run folder, or in memory.
+    /// Measures with the run folder, which lies in none of the models, or in memory.
     pub fn measure(&self, trial: &Trial<'_>, base: Option<&Model>, model: &Model, screen: &Screen) -> Result<Report> {
         let mut forgetful = Forgetful::default();
         let mut journal;
         let store: &mut (dyn UnitStore + Send) = match &self.run {
             Some(run) => {
+                let models = [base, Some(model)].into_iter().flatten();
+                models.map(|model| &model.located.dir).try_for_each(|dir| files::apart(run, dir))?;
                 journal = Journal::open(run, self.fresh, stop_on_ctrl_c()?)?;
                 &mut journal
             }
@@ -279,7 +282,7 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
     let is_recipe = source.lines().any(|line| line.starts_with("stages:"));
     if is_recipe {
         let recipe = Recipe::load(Path::new(text))?;
-        let digest = recipe.digest();
+        let digest = published(&recipe).digest();
         return Ok(Plan { suite: recipe.suite, data: recipe.data, seed: recipe.seed, digest });
     }
     alone(Suite::parse(&source, Path::new(text))?, &source)

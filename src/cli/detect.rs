@@ -8,10 +8,12 @@ use serde_json::json;
 use super::arguments::Compute;
 use super::harden::recipe_for;
 use super::render::Screen;
+use crate::checkpoint::files;
 use crate::detect::{Loss, Monitor};
 use crate::event::{Event, Observer as _};
 use crate::pipeline::detect::{Detected, Settings, fit, flags, score};
 use crate::pipeline::device::Demand;
+use crate::pipeline::model::keep_apart;
 use crate::pipeline::{Model, locate, prompt_set, switch};
 use crate::report::Measured;
 use crate::report::wording::percent;
@@ -132,6 +134,7 @@ fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
     let (base, prompts, system) = open(&args.source, screen)?;
     let machine = args.source.compute.machine()?;
     let tuned = Model::open(&args.to, &machine, Demand::of_measuring(&machine.device), screen)?;
+    [&base, &tuned].into_iter().try_for_each(|model| files::apart(&args.out, &model.located.dir))?;
     let settings = switch::Settings {
         layer: args.layer,
         pairs: args.pairs as usize,
@@ -193,7 +196,9 @@ fn open(source: &Source, screen: &Screen) -> Result<(Model, String, Option<Strin
 
 fn run_fit(args: &Fit, screen: &Screen) -> Result<u8> {
     has_a_place(&args.out)?;
+    keep_apart(&args.out)?;
     let (model, prompts, system) = open(&args.source, screen)?;
+    files::apart(&args.out, &model.located.dir)?;
     let settings = Settings { beta: args.beta, margin: args.margin, seed: args.seed };
     let fitted = fit(&model, &prompt_set(&prompts)?, system.as_deref(), settings)?;
     write_atomically(&args.out, &fitted.monitor.to_bytes()?)?;

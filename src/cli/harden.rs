@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::model::families;
 use crate::pipeline::harden::{check_places, locate_for};
 use crate::pipeline::plan::{Plan, plan};
-use crate::pipeline::{Located, Outcome, Part, Request, harden, harden_part, locate};
+use crate::pipeline::{Located, Outcome, Part, Request, Stop, harden, harden_part, locate};
 use crate::recipe::Recipe;
 use crate::report::wording::blocks;
 use crate::report::{Shard, Verdict};
@@ -89,8 +89,19 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let located = locate_for(&recipe, model.as_deref(), screen)?;
     let name = located.source.rsplit(['/', ':']).next().unwrap_or(&located.source);
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{name}-immunised")));
-    check_places(&out, args.run.as_deref(), &located.dir)?;
-    let plan = plan(&recipe, model.as_deref(), &machine, screen)?;
+    let mut request = Request {
+        model,
+        out,
+        run: args.run.clone(),
+        key,
+        allow_fail: args.allow_fail,
+        fresh: args.fresh,
+        assemble: args.assemble.clone(),
+        machine,
+        stop: Stop::default(),
+    };
+    check_places(&request, args.shard, &located.dir)?;
+    let plan = plan(&recipe, request.model.as_deref(), &request.machine, screen)?;
     if args.dry_run {
         if screen.json() {
             screen.value(&plan)
@@ -100,17 +111,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         return Ok(0);
     }
     screen.announce("plan", &plan, &plan_text(&plan));
-    let request = Request {
-        model,
-        out,
-        run: args.run.clone(),
-        key,
-        allow_fail: args.allow_fail,
-        fresh: args.fresh,
-        assemble: args.assemble.clone(),
-        machine,
-        stop: stop_on_ctrl_c()?,
-    };
+    request.stop = stop_on_ctrl_c()?;
     if let Some(shard) = args.shard {
         screen.say(&part_text(&harden_part(&recipe, &request, shard, screen)?));
         return Ok(0);

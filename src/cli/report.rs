@@ -9,6 +9,7 @@ use super::attack::write_report;
 use super::render::Screen;
 use crate::checkpoint::files;
 use crate::event::{Event, Observer as _};
+use crate::pipeline::publish::published;
 use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, svg};
 use crate::utility::spec::Task;
 use crate::{Error, Result};
@@ -73,6 +74,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         Command::Merge { parts, policy, overrides, out } => {
             let reports = parts.iter().map(|part| read(part)).collect::<Result<Vec<_>>>()?;
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
+            let recipe = recipe.as_ref().map(published);
             let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
             let whole = merge::merge(&reports, &thresholds)?;
             // A task without a row would be a gate that nobody decides. Rows of a task file have names of their own.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::passphrase::Key;
 use super::render::Screen;
+use crate::checkpoint::refuse_private_keys;
 use crate::sign::{Chain, SIGNATURE_FILE, sign_folder, sign_folder_certified};
 use crate::{Error, Result};
 
@@ -36,6 +37,8 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         Error::usage("expected a key to sign with")
             .hint("`immunise keygen --out KEY.pem` makes one, `--key KEY.pem` gives it")
     })?;
+    // What is signed is about to be published.
+    refuse_private_keys(&args.dir)?;
     let manifest = match &args.certificate {
         None => sign_folder(&args.dir, &key)?,
         Some(path) => sign_folder_certified(&args.dir, &key, &Chain::read(path, &key.verifying_key())?)?,

@@ -48,6 +48,14 @@ pub enum Split {
     Evaluation,
 }
 
+impl Split {
+    /// Whether answers to these rows are judged.
+    #[must_use]
+    pub const fn is_judged(self) -> bool {
+        matches!(self, Self::Validation | Self::Evaluation)
+    }
+}
+
 /// One row of a prompt set; one line of its JSON lines.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +80,8 @@ pub struct Example {
     /// Hazards only: the affirmative answer or opening that an attacker aims for, with placeholder content only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Content words in lower case: an answer that is on topic mentions at least one.
+    /// Content words in lower case: an answer that is on topic mentions at least one. Without any, the prompt's own words count, which
+    /// takes a script with spaces between them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topic: Vec<String>,
     /// Maths, facts and copying: the exact answer to match.

@@ -144,6 +144,7 @@ impl Bench {
         let scope = serde_json::json!({
             "tool": [env!("CARGO_PKG_NAME"), super::BUILD],
             "data": data.digest,
+            "encoder": model.encoder_digests(),
             "system": system,
             "seed": seed,
             "prompts": [limit, suite.validation_prompts],

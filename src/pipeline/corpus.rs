@@ -21,7 +21,7 @@ use super::stage::StageData;
 use crate::attack::{AttackData, Pair};
 use crate::checkpoint::Digest;
 use crate::data::load::normalised;
-use crate::data::{Example, Kind, PromptSet, Split, builtin};
+use crate::data::{Example, Kind, PromptSet, Split};
 use crate::defence::{Compliant, DefenceData, Dialogue, Means, UnitStore};
 use crate::event::{Event, Observer};
 use crate::math::seed::Stream;
@@ -53,11 +53,13 @@ const OWN_REQUEST: usize = 64;
 /// As [`PromptSet::from_path`] and [`PromptSet::builtin`].
 pub fn prompt_set(name: &str) -> Result<PromptSet> {
     match name.strip_prefix("builtin:") {
-        Some(builtin::NAME) => Ok(builtin::tiny_chat()),
-        Some(other) => PromptSet::builtin(other),
+        Some(name) => PromptSet::builtin(name),
         None if !Path::new(name).exists() => Err(Error::file(
             Path::new(name),
             "expected the file of prompts that `data.prompts` names, or `builtin:` and a name; there is none",
+        )
+        .hint(
+            "give the path of a file that lies elsewhere; where one is to be made first, the comment at the recipe's top says how",
         )),
         None => PromptSet::from_path(Path::new(name)),
     }
@@ -325,7 +327,7 @@ mod tests {
     use candle_core::{DType, Device, Tensor};
 
     use super::*;
-    use crate::data::builtin::vocabulary::write_tokenizer_files;
+    use crate::data::builtin::{self, vocabulary::write_tokenizer_files};
     use crate::defence::Forgetful;
     use crate::event::Silent;
     use crate::model::Blueprint;

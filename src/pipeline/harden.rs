@@ -17,8 +17,8 @@ use super::stage::StageData;
 use super::train::{Part, Training};
 use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge};
-use crate::checkpoint::staging::check_target;
-use crate::checkpoint::{Checkpoint, Staged, files, patch};
+use crate::checkpoint::staging::{check_target, check_writable, parent_of};
+use crate::checkpoint::{Checkpoint, Staged, files, patch, refuse_private_keys};
 use crate::data::{Kind, PromptSet, Split};
 use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
@@ -65,6 +65,12 @@ impl Request {
             machine,
             stop: Stop::default(),
         }
+    }
+
+    /// The run folder of the whole, or of one part of the blocks.
+    fn run_folder(&self, shard: Option<Shard>) -> PathBuf {
+        let own = || shard.map_or_else(|| default_run(&self.out), |shard| part_run(&self.out, shard));
+        self.run.clone().unwrap_or_else(own)
     }
 }
 
@@ -126,14 +132,25 @@ pub fn check_match(recipe: &Recipe, model_type: &str, parameters: usize) -> Resu
     }
 }
 
-/// Checks that a model in the folder `model` can be hardened into `out` with its run folder `run`, before anything is read.
+/// Checks that a model in the folder `model`, or part `shard` of its blocks, can be hardened from where it lies to where
+/// `request` says, before anything is read; nothing is made.
 ///
 /// # Errors
-/// [`Error::Input`] when something is at `out`, or one of them lies in the model; [`Error::Io`].
-pub fn check_places(out: &Path, run: Option<&Path>, model: &Path) -> Result<()> {
+/// [`Error::Input`] when something is at the output or, other than a run, at the run folder, one of them lies in the model or in
+/// the other, or a private key lies in the model; [`Error::Io`] when one of them can't be made.
+pub fn check_places(request: &Request, shard: Option<Shard>, model: &Path) -> Result<()> {
+    let (out, run) = (&request.out, request.run_folder(shard));
     files::apart(out, model)?;
-    files::apart(run.unwrap_or(&default_run(out)), model)?;
-    check_target(out)
+    files::apart(&run, model)?;
+    if files::is_inside(&run, out) || files::is_inside(out, &run) {
+        let problem =
+            format!("expected a run folder apart from the output {}, got one inside of the other", out.display());
+        return Err(Error::file(&run, problem).hint("beside the output is a place for it, as without `--run`"));
+    }
+    check_target(out)?;
+    check_writable(parent_of(out))?;
+    Journal::check_place(&run)?;
+    refuse_private_keys(model)
 }
 
 /// Hardens a model.
@@ -144,14 +161,13 @@ pub fn check_places(out: &Path, run: Option<&Path>, model: &Path) -> Result<()> 
 pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Result<Outcome> {
     let mut metrics = Metrics::start();
     let demand = Demand::of_hardening(recipe, &request.machine.device);
-    let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
+    let Opened { base, stages, data } = Opened::new(recipe, request, None, demand, observer)?;
     let trial = Trial::of(recipe, &data);
     let bench = trial.bench(&base)?;
     trial.grid(base.decoder.blueprint(), true)?;
-    // Nobody should learn after hours of work that the target is in use.
-    check_places(&request.out, request.run.as_deref(), &base.located.dir)?;
+    // Nobody should learn after hours of work that nothing can be made at the target.
     drop(Staged::beside(&request.out)?);
-    let run = request.run.clone().unwrap_or_else(|| default_run(&request.out));
+    let run = request.run_folder(None);
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     metrics.lap("open");
 
@@ -207,9 +223,9 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
 /// As [`harden`]; [`Error::Input`] when the stage's blocks are not independent of one another.
 pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &dyn Observer) -> Result<Part> {
     let demand = Demand::of_hardening(recipe, &request.machine.device);
-    let Opened { base, stages, data } = Opened::new(recipe, request, demand, observer)?;
+    let Opened { base, stages, data } = Opened::new(recipe, request, Some(shard), demand, observer)?;
     let bench = Trial::of(recipe, &data).bench(&base)?;
-    let run = request.run.clone().unwrap_or_else(|| part_run(&request.out, shard));
+    let run = request.run_folder(Some(shard));
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
     let stage_data = stage_data(recipe, &base, &data, &bench.examiner, &mut journal, observer)?;
     let training =
@@ -253,8 +269,15 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(recipe: &Recipe, request: &Request, demand: Demand, observer: &dyn Observer) -> Result<Self> {
+    fn new(
+        recipe: &Recipe,
+        request: &Request,
+        shard: Option<Shard>,
+        demand: Demand,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
         let located = locate_for(recipe, request.model.as_deref(), observer)?;
+        check_places(request, shard, &located.dir)?;
         let base = Model::load(located, &request.machine, demand, observer)?;
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;

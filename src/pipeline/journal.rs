@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Digest;
+use crate::checkpoint::staging::check_writable;
 use crate::defence::UnitStore;
 use crate::{Error, Result};
 
@@ -88,11 +89,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Input`] when another process uses the folder, or it is neither empty nor a run folder; [`Error::Io`].
     pub fn open(dir: &Path, fresh: bool, stop: Stop) -> Result<Self> {
-        let lock = dir.join("lock");
-        if dir.is_dir() && !lock.exists() && !is_empty(dir)? {
-            return Err(Error::file(dir, "expected a run folder or an empty one, got one with other files")
-                .hint("choose another with `--run DIR`"));
-        }
+        Self::check_place(dir)?;
         create(&dir.join(UNITS))?;
         let file = hold(dir, OpenOptions::new().create(true).truncate(false).write(true))?;
         let journal = Self { dir: dir.to_owned(), stop, _lock: file };
@@ -108,6 +105,18 @@ impl Journal {
             create(&dir.join(UNITS))?;
         }
         Ok(journal)
+    }
+
+    /// Whether `dir` is a run folder or can become one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are other files in it; [`Error::Io`].
+    pub fn check_place(dir: &Path) -> Result<()> {
+        if dir.is_dir() && !dir.join("lock").exists() && !is_empty(dir)? {
+            return Err(Error::file(dir, "expected a run folder or an empty one, got one with other files")
+                .hint("choose another with `--run DIR`"));
+        }
+        check_writable(dir)
     }
 
     /// Whether a run has begun in the folder `dir`.
@@ -292,12 +301,16 @@ fn remove_partial(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Temporary file beside the target, flushed to the disk, renamed: a reader sees the old content or the new one.
+/// Temporary file beside the target, flushed to the disk, renamed: a reader sees the old content or the new one. Permissions are those
+/// of any new file: who collects a run's report need not be who ran it.
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |error| Error::io(path, error);
     let folder = path.parent().unwrap_or(Path::new("."));
     create(folder)?;
-    let mut file = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(folder).map_err(failed)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(PARTIAL).tempfile_in(folder).map_err(failed)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     if cfg!(unix) {
@@ -327,6 +340,21 @@ mod tests {
         assert_eq!(journal.get("a/b").as_deref(), Some(&b"one\ntwo\n"[..]));
         assert_eq!(journal.get("a/c"), None);
         assert_eq!(journal.begin(&inputs("1")).unwrap(), Found::Other(vec!["seed".into()]));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_folder_is_read_by_whoever_may_read_new_files() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let plain = root.path().join("plain");
+        fs::write(&plain, "").unwrap();
+        let mut journal = Journal::open(&root.path().join("run"), false, Stop::default()).unwrap();
+        journal.begin(&inputs("0")).unwrap();
+        journal.put("a", b"one").unwrap();
+        let unit = fs::read_dir(journal.dir().join(UNITS)).unwrap().next().unwrap().unwrap().path();
+        assert_eq!([mode(&journal.dir().join(INPUTS)), mode(&unit)], [mode(&plain); 2]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::bundled;
 use super::device::{Activations, Demand, Machine, Placement, Residency};
-use crate::checkpoint::{Checkpoint, Digest};
+use crate::checkpoint::{Checkpoint, Digest, files};
 use crate::event::{Event, Observer};
 use crate::hub;
 use crate::model::prompt::PromptEncoder;
@@ -132,6 +132,17 @@ impl Model {
     pub fn identity(&self) -> String {
         identity(&self.digests)
     }
+
+    /// Digests of what decides how prompts are written and where answers end, by file: configurations, tokenizer and templates. Prompts of
+    /// another model that is measured beside this one are written by these files too.
+    #[must_use]
+    pub fn encoder_digests(&self) -> BTreeMap<&str, &str> {
+        let decides = |file: &str| {
+            let ending = Path::new(file).extension().and_then(|ending| ending.to_str());
+            matches!(ending, Some("json" | "jinja" | "model" | "txt")) && !file.ends_with(".index.json")
+        };
+        self.digests.iter().filter(|(file, _)| decides(file)).map(|(file, digest)| (&**file, &**digest)).collect()
+    }
 }
 
 /// One digest over digests by file.
@@ -164,6 +175,20 @@ pub fn measured_digests(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Dige
 #[must_use]
 pub fn is_published(dir: &Path) -> bool {
     dir.join(EVIDENCE).is_dir() || dir.join(SIGNATURE_FILE).is_file()
+}
+
+/// Refuses to put a file into a published model, whose signature is about the files that are there.
+///
+/// # Errors
+/// [`Error::Input`] naming the folder when `out` lies in a published model.
+pub fn keep_apart(out: &Path) -> Result<()> {
+    match files::resolved(out).ancestors().skip(1).find(|dir| is_published(dir)) {
+        Some(dir) => {
+            let problem = "expected a folder outside of a published model, got one inside";
+            Err(Error::file(dir, problem).hint("another file there would break the signature; choose another folder"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether a file says something about the model instead of being a part of it.

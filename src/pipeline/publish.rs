@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::model::{CARD, Located};
 use crate::checkpoint::Staged;
+use crate::hub::RepoId;
 use crate::recipe::Recipe;
 use crate::report::{Approved, Report, Severity, Verdict, bom, card, html};
 use crate::sign::attestation::{self, Evidence, Material, Outcome};
@@ -17,10 +18,42 @@ use crate::{Error, Result};
 /// Where the recipe lies in a published folder.
 pub const RECIPE: &str = "immunisation/recipe.yaml";
 
-/// The recipe as it is published: every default written out, the prompts pinned by their digest.
+/// The recipe with file names instead of paths: where its publisher keeps things is nobody's business, and no published byte
+/// depends on it. What is built in and models of the hub keep their names.
+#[must_use]
+pub fn published(recipe: &Recipe) -> Recipe {
+    let mut recipe = recipe.clone();
+    let (suite, prompts) = (&mut recipe.suite, &mut recipe.data.prompts);
+    let guard = suite.guard.iter_mut().map(|guard| &mut guard.model);
+    let sources = suite.attacks.iter_mut().filter_map(|attack| attack.source.as_mut());
+    recipe.model.iter_mut().chain(guard).chain(sources).filter(|model| is_folder(model)).for_each(to_file_name);
+    Some(prompts).filter(|prompts| !prompts.starts_with("builtin:")).into_iter().for_each(to_file_name);
+    let files = recipe.suite.attacks.iter_mut().filter_map(|attack| attack.file.as_mut());
+    let tasks = recipe.utility.iter_mut().flat_map(|task| [task.file.as_mut(), task.data.as_mut()]).flatten();
+    files.chain(tasks).for_each(|file| *file = file_name(file).into());
+    recipe
+}
+
+/// Whether a reference to a model is a folder's path, be it there or not.
+fn is_folder(model: &str) -> bool {
+    !model.starts_with("builtin:") && (Path::new(model).is_dir() || RepoId::parse(model).is_err())
+}
+
+fn to_file_name(text: &mut String) {
+    *text = file_name(Path::new(text));
+}
+
+/// The last part of a path; of `.` and the like, that of what it is.
+fn file_name(path: &Path) -> String {
+    let real = || path.canonicalize().ok()?.file_name().map(ToOwned::to_owned);
+    let name = path.file_name().map(ToOwned::to_owned).or_else(real);
+    name.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The recipe as it is published: every default written out, without paths, the prompts pinned by their digest.
 #[must_use]
 pub fn recipe_text(recipe: &Recipe, data_digest: &str) -> String {
-    format!("# Prompts: sha256 {data_digest}.\n{}", recipe.show())
+    format!("# Prompts: sha256 {data_digest}.\n{}", published(recipe).show())
 }
 
 /// Writes everything beside the weights into `staged` and moves it to `out`; `family` is the base's model type.
@@ -89,4 +122,59 @@ fn evidence(staged: &Staged, report: &Report, recipe: &str, base: &Located) -> R
         warned: findings(Severity::Warning),
         failed: findings(Severity::Error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_recipe_holds_names_and_no_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        fs::create_dir(at("guard")).unwrap();
+        let text = format!(
+            "schema: 1\nname: x\nmodel: {}\ndata: {{prompts: {}}}\nstages: [{{kind: et}}]\n\
+             suite:\n  guard: {{model: {}}}\n  attacks:\n\
+             \x20 - {{kind: imported, file: {}}}\n\
+             \x20 - {{kind: transferred, source: {}, of: noreft}}\n\
+             utility: [{{task: imported, file: {}, data: {}}}]\n",
+            at("Llama/"),
+            at("my.jsonl"),
+            at("guard"),
+            at("v.gguf"),
+            "~/donor",
+            at("task.yaml"),
+            at("rows.jsonl")
+        );
+        let recipe = Recipe::parse(&text, Path::new("x")).unwrap();
+        let public = published(&recipe);
+        let shown = recipe_text(&recipe, "00");
+        assert!(!shown.contains(&folder.path().display().to_string()) && !shown.contains('~'), "{shown}");
+        for part in [
+            "model: Llama\n",
+            "prompts: my.jsonl\n",
+            "model: guard\n",
+            "file: v.gguf\n",
+            "source: donor\n",
+            "file: task.yaml\n",
+            "data: rows.jsonl\n",
+        ] {
+            assert!(shown.contains(part), "{part} not in {shown}");
+        }
+        assert_eq!(Recipe::parse(&shown, Path::new("x")).unwrap(), public, "the text is the recipe's");
+        assert_eq!(published(&public), public);
+        assert_ne!(recipe.digest(), public.digest(), "a run resumes by the paths as they are");
+    }
+
+    #[test]
+    fn names_that_mean_the_same_everywhere_are_published_as_they_are() {
+        for model in ["builtin:tiny-chat", "org/name", "org/name@refs/pr/1", "name"] {
+            let overrides = [format!("model={model}"), "data.prompts=builtin:tiny-chat".into()];
+            let recipe = Recipe::embedded("demo").unwrap().with_overrides(&overrides).unwrap();
+            assert_eq!(published(&recipe), recipe, "{model}");
+        }
+        let here = file_name(Path::new("."));
+        assert!(!here.is_empty() && here != "." && !here.contains('/'), "{here}");
+    }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::corpus::Corpus;
 use super::examiner::Examiner;
-use super::model::{Model, is_published};
+use super::model::{self, Model, is_published};
 use super::verify::same_kind;
 use crate::attack::control::random_like;
 use crate::attack::transfer::{End, shift};
@@ -114,14 +114,6 @@ pub fn fit(base: &Model, tuned: &Model, data: &PromptSet, system: Option<&str>, 
 /// # Errors
 /// [`Error::Input`] naming the folder when `out` lies in a published model.
 pub fn keep_apart(out: &Path) -> Result<()> {
-    let out = std::path::absolute(out).map_err(|error| Error::io(out, error))?;
-    match out.ancestors().skip(1).find(|dir| is_published(dir)) {
-        Some(dir) => {
-            let problem = "expected a folder outside of a published model, got one inside";
-            Err(Error::file(dir, problem).hint(
-                "a switch is for whoever hosts the base; beside hardened weights it tells what hardening changed",
-            ))
-        }
-        None => Ok(()),
-    }
+    let why = "a switch is for whoever hosts the base; beside hardened weights it tells what hardening changed";
+    model::keep_apart(out).map_err(|error| error.hint(why))
 }

@@ -12,6 +12,7 @@ use super::bench::{Bench, Subject, Units};
 use super::device;
 use super::examiner::{Counts, Examiner};
 use super::model::Model;
+use super::publish::published;
 use super::suite::{BaseCells, Grid, Selection, measure_base, measure_hardened};
 use crate::checkpoint::{Checkpoint, diff, diff::Change};
 use crate::data::{Example, PromptSet};
@@ -52,7 +53,7 @@ pub struct Trial<'a> {
     pub seed: u64,
     /// Who can get the un-hardened base.
     pub access: Access,
-    /// Digest of the recipe that all of this is from.
+    /// Digest of the recipe that all of this is from, as it is published.
     pub recipe_digest: String,
     /// Which cells to measure.
     pub selection: Selection,
@@ -86,7 +87,7 @@ impl<'a> Trial<'a> {
             system: recipe.data.system.as_deref(),
             seed: recipe.seed,
             access: recipe.base_access,
-            recipe_digest: recipe.digest(),
+            recipe_digest: published(recipe).digest(),
             selection: Selection::default(),
             plan: "--suite immunisation/recipe.yaml".into(),
         }

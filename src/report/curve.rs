@@ -28,7 +28,7 @@ pub struct Curve {
     pub layers: Vec<usize>,
     /// `prompt`, `all` or `last`.
     pub positions: String,
-    /// By rising budget.
+    /// By rising budget; one at least.
     pub points: Vec<Point>,
     /// Budget to half on the un-hardened base.
     pub base: Reach,

@@ -531,7 +531,8 @@ impl Report {
     /// Reads a report back.
     ///
     /// # Errors
-    /// [`Error::Input`] naming `subject` when the text is no report, has unknown fields or another schema version.
+    /// [`Error::Input`] naming `subject` when the text is no report, has unknown fields, another schema version or a curve without
+    /// points.
     pub fn from_json(text: &str, subject: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -546,7 +547,14 @@ impl Report {
             )
             .hint("it was written by another version of immunise"));
         }
-        serde_json::from_str(text).map_err(problem)
+        let report: Self = serde_json::from_str(text).map_err(problem)?;
+        match report.summary.curves.iter().position(|curve| curve.points.is_empty()) {
+            Some(i) => {
+                let problem = format!("`summary.curves.{i}.points`: expected one point at least, got an empty list");
+                Err(Error::input(subject, problem))
+            }
+            None => Ok(report),
+        }
     }
 
     /// The JSON Schema of a report.
@@ -591,6 +599,7 @@ fn rounded(value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::curve::{Curve, Reach};
     use super::super::sample;
     use super::*;
 
@@ -624,6 +633,17 @@ mod tests {
     fn unknown_fields_are_refused() {
         let text = sample::report().to_json().replacen("\"seed\"", "\"host\": \"x\", \"seed\"", 1);
         assert!(Report::from_json(&text, "report.json").unwrap_err().to_string().contains("host"));
+    }
+
+    #[test]
+    fn a_curve_without_points_is_refused() {
+        let mut report = sample::report();
+        let reach = Reach::default();
+        let (family, positions) = ("noreft".into(), "all".into());
+        report.summary.curves =
+            vec![Curve { family, layers: vec![0], positions, points: vec![], base: reach, hardened: reach }];
+        let error = Report::from_json(&report.to_json(), "report.json").unwrap_err().to_string();
+        assert!(error.starts_with("report.json: `summary.curves.0.points`: expected one point"), "{error}");
     }
 
     #[test]

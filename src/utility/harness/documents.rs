@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::template::Document;
 use crate::checkpoint::{Digest, files};
+use crate::data::load::without_line;
 use crate::{Error, Result};
 
 /// The rows of a file.
@@ -40,7 +41,7 @@ impl Documents {
                 Ok(other) => {
                     return Err(wrong(format!("`{}`", other.to_string().chars().take(40).collect::<String>())));
                 }
-                Err(error) => return Err(wrong(format!("`{error}`"))),
+                Err(error) => return Err(wrong(format!("`{}`", without_line(&error)))),
             }
         }
         if rows.is_empty() {
