@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use immunise::Result;
 use immunise::event::Silent;
 use immunise::hub::{Cache, Hub, RepoId, Snapshot};
 use immunise::pipeline::model::is_published;
-use immunise::sign::SIGNATURE_FILE;
-use sha2::{Digest as _, Sha256};
+use immunise::sign::attestation::{self, ATTESTATION_FILE, Evidence, Outcome};
+use immunise::sign::{Digest, Manifest, Resource, SIGNATURE_FILE, SigningKey, sign_folder_as, verify_folder};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -28,6 +30,8 @@ enum Fault {
     Busy(usize),
     /// Sends other bytes of the same length, always.
     WrongBytes,
+    /// Sends other bytes of the same length for what is not in large-file storage, always.
+    WrongText,
     /// Sends more bytes than it listed, always.
     TooMany,
     /// Sends the content in small pieces.
@@ -58,6 +62,8 @@ struct Request {
 
 const REPORT: &str = "immunisation/report.json";
 const RECIPE: &str = "immunisation/recipe.yaml";
+/// Files of the same content.
+const EQUAL: [&str; 4] = ["a/__init__.py", "b/__init__.py", "c/__init__.py", "d/__init__.py"];
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
 fn files() -> BTreeMap<&'static str, Vec<u8>> {
@@ -65,6 +71,7 @@ fn files() -> BTreeMap<&'static str, Vec<u8>> {
     BTreeMap::from([
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{\"version\":\"1.0\"}".to_vec()),
+        ("LICENSE AGREEMENT #1 (50%).txt", b"do no harm".to_vec()),
         ("model.safetensors", weights),
         ("pytorch_model.bin", b"never wanted".to_vec()),
     ])
@@ -81,15 +88,64 @@ fn sharded() -> BTreeMap<&'static str, Vec<u8>> {
     files
 }
 
-/// A model that was hardened, as it is published.
-fn hardened() -> BTreeMap<&'static str, Vec<u8>> {
+/// A model that was hardened, as it is published: attested, signed, and with files that none but the signature asks for.
+static HARDENED: LazyLock<BTreeMap<&'static str, Vec<u8>>> = LazyLock::new(|| {
     let mut files = files();
-    files.extend([SIGNATURE_FILE, REPORT, RECIPE].map(|name| (name, name.as_bytes().to_vec())));
+    files.remove("pytorch_model.bin");
+    let beside = [REPORT, RECIPE, "immunisation/report.html", "immunisation/bom.cdx.json", "README.md", "merges.bpe"];
     files
+        .extend(beside.into_iter().chain(["assets/before and after.svg"]).map(|name| (name, name.as_bytes().to_vec())));
+    files.extend(EQUAL.map(|name| (name, vec![])));
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    for (name, bytes) in &files {
+        fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+        fs::write(dir.join(name), bytes).unwrap();
+    }
+    let mut about = Manifest::of_folder_as(dir, "hardened").unwrap().resources().to_vec();
+    about.retain(|file| file.name != "README.md");
+    let evidence = Evidence {
+        version: "0.1.0".into(),
+        files: about,
+        recipe: Resource { name: RECIPE.into(), digest: Digest::of_bytes(RECIPE.as_bytes()) },
+        base: vec![],
+        outcome: Outcome::Passed,
+        passed: vec![],
+        warned: vec![],
+        failed: vec![],
+    };
+    let key = SigningKey::read(&key("p256.pem"), None).unwrap();
+    attestation::write(dir, &evidence, Some(&key)).unwrap();
+    sign_folder_as(dir, "hardened", &key).unwrap();
+    files.extend([ATTESTATION_FILE, SIGNATURE_FILE].map(|name| (name, fs::read(dir.join(name)).unwrap())));
+    // The hub's own.
+    files.insert(".gitattributes", b"*.safetensors filter=lfs".to_vec());
+    files
+});
+
+fn key(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oms/keys").join(name)
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Digest::of_bytes(bytes).to_string()
+}
+
+/// What Git calls a file of this content.
+fn blob_of(bytes: &[u8]) -> String {
+    let content = [format!("blob {}\0", bytes.len()).as_bytes(), bytes].concat();
+    digest(&SHA1_FOR_LEGACY_USE_ONLY, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The path that an address means.
+fn decoded(path: &str) -> String {
+    let mut parts = path.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+        bytes.extend(part[2..].bytes());
+    }
+    String::from_utf8(bytes).unwrap()
 }
 
 impl Server {
@@ -139,7 +195,7 @@ fn answer(
     let fault = *left.lock().unwrap();
     let held = match path.trim_start_matches("/api/models").split('/').nth(2) {
         Some("sharded") => sharded(),
-        Some("hardened") => hardened(),
+        Some("hardened") => HARDENED.clone(),
         _ => files(),
     };
     let mut send = |status: &str, headers: &str, length: usize, body: &[u8]| {
@@ -159,11 +215,10 @@ fn answer(
         let rows: Vec<serde_json::Value> = held
             .iter()
             .map(|(name, bytes)| {
-                let digest = sha256(bytes);
                 let mut row =
-                    serde_json::json!({"type": "file", "path": name, "size": bytes.len(), "oid": &digest[..40]});
+                    serde_json::json!({"type": "file", "path": name, "size": bytes.len(), "oid": blob_of(bytes)});
                 if name.ends_with(".safetensors") {
-                    row["lfs"] = serde_json::json!({"oid": digest, "size": bytes.len()});
+                    row["lfs"] = serde_json::json!({"oid": sha256(bytes), "size": bytes.len()});
                 }
                 row
             })
@@ -172,10 +227,11 @@ fn answer(
         return send("200 OK", "", body.len(), body.as_bytes());
     }
     let name = ["/resolve/", "/blob/"].iter().find_map(|part| path.split_once(part)).unwrap_or_default().1;
-    let name = name.trim_start_matches(COMMIT).trim_start_matches('/');
+    let name = &*decoded(name.trim_start_matches(COMMIT).trim_start_matches('/'));
     let Some(bytes) = held.get(name).cloned() else { return send("404 Not Found", "", 0, b"") };
     if !name.ends_with(".safetensors") {
-        return send("200 OK", "", bytes.len(), &bytes);
+        let wrong = fault == Fault::WrongText && name == "config.json";
+        return send("200 OK", "", bytes.len(), if wrong { b"[]" } else { &bytes });
     }
     if fault == Fault::Stalls && name == SHARDS[1] {
         *left.lock().unwrap() = Fault::None;
@@ -256,12 +312,17 @@ fn a_download_goes_on_where_it_stopped() {
 
 #[test]
 fn bytes_that_do_not_match_the_digest_never_count() {
-    for fault in [Fault::WrongBytes, Fault::TooMany] {
+    let (weights, config) = (sha256(&files()["model.safetensors"]), blob_of(&files()["config.json"]));
+    for (fault, name, blob) in [
+        (Fault::WrongBytes, "model.safetensors", &weights),
+        (Fault::TooMany, "model.safetensors", &weights),
+        (Fault::WrongText, "config.json", &config),
+    ] {
         let (server, root) = (Server::start(fault, None), tempfile::tempdir().unwrap());
         let error = fetch(&server, root.path()).unwrap_err();
         assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().contains("model.safetensors did not arrive"), "{error}");
-        let blob = root.path().join("models--org--name/blobs").join(sha256(&files()["model.safetensors"]));
+        assert!(error.to_string().contains(&format!("{name} did not arrive")), "{error}");
+        let blob = root.path().join("models--org--name/blobs").join(blob);
         assert!(!blob.exists() && !blob.with_extension("incomplete").exists());
     }
 }
@@ -300,19 +361,94 @@ fn a_process_killed_in_the_second_shard_leaves_the_rest_to_the_next() {
 }
 
 #[test]
-fn a_hardened_model_is_told_by_what_arrives() {
+fn of_a_hardened_model_everything_arrives_and_verifies() {
     let (server, root) = (Server::start(Fault::None, None), tempfile::tempdir().unwrap());
     let snapshot = hub(&server, root.path()).fetch(&RepoId::parse("org/hardened").unwrap(), &Silent).unwrap();
     intact(&snapshot);
-    for name in [SIGNATURE_FILE, REPORT] {
-        assert_eq!(fs::read(snapshot.dir.join(name)).unwrap(), hardened()[name], "{name}");
+    for (name, bytes) in &*HARDENED {
+        assert_eq!(&fs::read(snapshot.dir.join(name)).unwrap(), bytes, "{name}");
     }
-    assert!(!snapshot.dir.join(RECIPE).exists(), "the rest of the evidence tells no more");
+    let equal = server.requests().into_iter().filter(|request| request.path.ends_with("__init__.py")).count();
+    assert_eq!(equal, 1, "what has the same content is fetched once");
+    let key = SigningKey::read(&key("p256.pem"), None).unwrap().verifying_key();
+    let manifest = verify_folder(&snapshot.dir, &key).unwrap();
+    let attested = attestation::check(&snapshot.dir, &manifest, &key).unwrap().unwrap();
+    assert_eq!((attested.result, attested.sealed), (Some(Outcome::Passed), Some(true)));
     assert!(is_published(&snapshot.dir));
     // Links in a folder of the snapshot stay within the cache, too.
     let listed = immunise::checkpoint::files::list(&snapshot.dir).unwrap();
     assert!(listed.iter().any(|file| file == REPORT), "{listed:?}");
     assert!(!is_published(&fetch(&server, root.path()).unwrap().dir));
+}
+
+#[test]
+fn a_hardened_model_of_the_hub_passes_verify_by_name_commit_and_folder() {
+    let (server, root) = (Server::start(Fault::None, None), tempfile::tempdir().unwrap());
+    let verify = |reference: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_immunise"))
+            .args(["verify", reference, "--key"])
+            .arg(key("p256.pub.pem"))
+            .env("HF_ENDPOINT", &server.address)
+            .env("HF_HUB_CACHE", root.path())
+            .env("HF_TOKEN", "secret")
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let passes = |reference: &str| {
+        let (code, text) = verify(reference);
+        assert!(code == Some(0) && text.contains("measured as passed"), "{reference}: {text}");
+    };
+    let repo = root.path().join("models--org--hardened");
+    let dir = repo.join("snapshots").join(COMMIT);
+    let (pinned, folder) = (format!("org/hardened@{COMMIT}"), dir.display().to_string());
+    passes("org/hardened");
+    let before = server.requests().len();
+    passes(&pinned);
+    passes(&folder);
+    assert_eq!(server.requests().len(), before, "what is all there is asked for no more");
+    // As another program leaves the cache that fetches no more than it loads.
+    for name in [SIGNATURE_FILE, ATTESTATION_FILE, REPORT] {
+        fs::remove_file(dir.join(name)).unwrap();
+    }
+    assert_eq!(verify(&folder).0, Some(4));
+    passes(&pinned);
+    passes(&folder);
+    // What is there and wrong stays so.
+    fs::write(repo.join("blobs").join(blob_of(b"{}")), "[]").unwrap();
+    for reference in ["org/hardened", &pinned, &folder] {
+        let (code, text) = verify(reference);
+        assert!(code == Some(4) && text.contains("config.json: edited"), "{reference}: {text}");
+    }
+}
+
+#[test]
+fn names_and_revisions_of_any_characters_are_asked_for_as_they_are() {
+    let (server, root) = (Server::start(Fault::None, None), tempfile::tempdir().unwrap());
+    intact(&hub(&server, root.path()).fetch(&RepoId::parse("org/name@v 1/é#?").unwrap(), &Silent).unwrap());
+    let paths: Vec<String> = server.requests().into_iter().map(|request| request.path).collect();
+    for path in [
+        "/api/models/org/name/revision/v%201%2F%C3%A9%23%3F".to_owned(),
+        format!("/org/name/resolve/{COMMIT}/LICENSE%20AGREEMENT%20%231%20%2850%25%29.txt"),
+    ] {
+        assert!(paths.contains(&path), "{path} not in {paths:?}");
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_asked_is_not_asked_again() {
+    let root = tempfile::tempdir().unwrap();
+    for (endpoint, token) in
+        [("http://not a host", None), ("huggingface.co", None), ("http://127.0.0.1:9", Some("a\nb"))]
+    {
+        let patient = Hub::new(Cache::at(root.path()), endpoint, token.map(str::to_owned));
+        let patient = patient.with_pause(Duration::from_secs(1));
+        let error = patient.fetch(&RepoId::parse("org/name").unwrap(), &Silent).unwrap_err();
+        let text = error.to_string();
+        assert!(error.exit_code() == 3 && text.contains(endpoint) && text.contains("HF_ENDPOINT"), "{text}");
+        assert!(!text.contains("attempts") && !text.contains("a\nb"), "{text}");
+    }
 }
 
 #[test]

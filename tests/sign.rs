@@ -98,6 +98,29 @@ impl Model {
         });
     }
 
+    /// The same files as the hub's cache keeps them: a snapshot of links into `blobs` of the model.
+    #[cfg(unix)]
+    fn cached(self) -> Self {
+        let repo = self._parent.path().join("hub/models--org--name");
+        let dir = repo.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+        fs::create_dir_all(repo.join("blobs")).unwrap();
+        fs::create_dir_all(dir.join("a")).unwrap();
+        for name in ["README.md", "a.txt", "a/b", "config.json", "model.safetensors", "model.sig"] {
+            let blob = name.replace('/', "-");
+            fs::rename(self.path(name), repo.join("blobs").join(&blob)).unwrap();
+            let up = "../".repeat(2 + name.matches('/').count());
+            std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), dir.join(name)).unwrap();
+        }
+        Self { dir, ..self }
+    }
+
+    /// Makes a file of a snapshot a link to `target`.
+    #[cfg(unix)]
+    fn relink(&self, name: &str, target: &str) {
+        self.remove(name);
+        std::os::unix::fs::symlink(target, self.path(name)).unwrap();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -225,6 +248,112 @@ fn git_s_own_files_are_left_out_in_the_root_only() {
 
     fs::write(model.path("a/.gitattributes"), "").unwrap();
     assert!(model.refused("a/.gitattributes").contains("not signed"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_snapshot_of_the_hub_s_cache_verifies_and_is_not_signed() {
+    for curve in CURVES {
+        let model = Model::signed_on(curve).cached();
+        model.verify().unwrap();
+        let error = sign_folder(&model.dir, &model.key()).unwrap_err();
+        assert!(error.exit_code() == 3 && error.to_string().contains("symbolic link"), "{error}");
+    }
+    let model = certified("p256", &["intermediate"], "p256").cached();
+    verify_folder_certified(&model.dir, &trusting("root", &[])).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn in_a_snapshot_only_links_to_blobs_of_the_model_are_followed() {
+    type Tampering = fn(&Model);
+    let cases: [(&str, Tampering, &str, &str); 9] = [
+        ("a blob edited", |m| m.write("../../blobs/config.json", "{ }"), "config.json", "edited"),
+        ("another blob", |m| m.relink("config.json", "../../blobs/a.txt"), "config.json", "edited"),
+        ("a blob gone", |m| m.remove("../../blobs/config.json"), "config.json", "`blobs`"),
+        ("a folder", |m| m.relink("a.txt", "../../blobs"), "a.txt", "`blobs`"),
+        ("a folder of the cache", |m| m.relink("a.txt", "../../snapshots"), "a.txt", "`blobs`"),
+        ("out of blobs", |m| elsewhere(m, "../../config.json"), "config.json", "`blobs`"),
+        ("another model", |m| elsewhere(m, "../../../models--org--other/blobs/config.json"), "config.json", "`blobs`"),
+        ("by way of blobs", by_way_of_blobs, "config.json", "`blobs`"),
+        ("the signature", |m| m.relink("model.sig", "/etc/hostname"), "model.sig", "`blobs`"),
+    ];
+    for (what, tamper, subject, says) in cases {
+        let model = Model::signed().cached();
+        tamper(&model);
+        let message = model.refused(subject);
+        assert!(message.contains(says), "{what}: expected {says:?} in {message}");
+    }
+    // The same links are none of a snapshot's where no commit names the folder, and where `blobs` itself leads away.
+    let model = Model::signed().cached();
+    let renamed = model.dir.with_file_name("main");
+    fs::rename(&model.dir, &renamed).unwrap();
+    let error = verify_folder(&renamed, &model.key().verifying_key()).unwrap_err();
+    assert!(error.exit_code() == 4 && error.to_string().starts_with("model.sig: "), "{error}");
+    let model = Model::signed().cached();
+    let blobs = model.path("../../blobs");
+    fs::rename(&blobs, model.path("../../moved")).unwrap();
+    std::os::unix::fs::symlink("moved", &blobs).unwrap();
+    model.refused("model.sig");
+}
+
+/// Moves the bytes of a link of a snapshot to `place` and links to them there.
+#[cfg(unix)]
+fn elsewhere(model: &Model, place: &str) {
+    fs::create_dir_all(model.path(place).parent().unwrap()).unwrap();
+    model.rename("../../blobs/config.json", place);
+    model.relink("config.json", place);
+}
+
+/// Makes the blob of a file a link out of `blobs`, to the same bytes.
+#[cfg(unix)]
+fn by_way_of_blobs(model: &Model) {
+    model.rename("../../blobs/config.json", "../../config.json");
+    std::os::unix::fs::symlink("../config.json", model.path("../../blobs/config.json")).unwrap();
+}
+
+#[test]
+fn what_a_download_leaves_in_the_root_is_of_no_model() {
+    let model = Model::signed();
+    let leave = |folder: &str| {
+        fs::create_dir_all(model.path(folder).join("download")).unwrap();
+        fs::write(model.path(folder).join("download/config.json.metadata"), "").unwrap();
+        fs::write(model.path(folder).join(".gitignore"), "*").unwrap();
+    };
+    leave(".cache/huggingface");
+    model.verify().unwrap();
+    // Nor is it signed, which the signature says; an upload leaves it out.
+    let signed = sign_folder(&model.dir, &model.key()).unwrap();
+    assert_eq!(signed.resources().len(), 5);
+    assert!(signed.ignore_paths().iter().any(|path| path == ".cache/huggingface"), "{:?}", signed.ignore_paths());
+    model.verify().unwrap();
+    fs::remove_dir_all(model.path(".cache")).unwrap();
+    model.verify().unwrap();
+
+    for other in [".cache/other", ".cache", ".cache/huggingface-2", "a/.cache/huggingface", "cache/huggingface"] {
+        leave(other);
+        assert!(model.refused(&format!("{other}/.gitignore")).contains("not signed"), "{other}");
+        fs::remove_dir_all(model.path(other)).unwrap();
+    }
+    fs::create_dir_all(model.path(".cache")).unwrap();
+    model.write(".cache/huggingface", "a file");
+    assert!(model.refused(".cache/huggingface").contains("not signed"));
+}
+
+#[test]
+fn what_somebody_signed_in_the_folder_of_downloads_has_to_be_there() {
+    let model = Model::signed();
+    let name = ".cache/huggingface/a";
+    fs::create_dir_all(model.path(".cache/huggingface")).unwrap();
+    model.write(name, "signed");
+    let mut resources = model.verify().unwrap().resources().to_vec();
+    resources.push(Resource { name: name.into(), digest: Digest::of_bytes(b"signed") });
+    let manifest = Manifest::new("model", resources).unwrap();
+    manifest.check_folder(&model.dir).unwrap();
+    model.write(name, "edited");
+    assert!(manifest.check_folder(&model.dir).unwrap_err().to_string().contains("edited"));
+    model.remove(name);
+    assert!(manifest.check_folder(&model.dir).unwrap_err().to_string().contains("missing"));
 }
 
 #[cfg(unix)]
@@ -577,12 +706,27 @@ fn evidence_is_bound_to_the_files_that_it_is_about() {
 }
 
 #[test]
-fn weights_beside_the_attested_ones_are_refused() {
-    let model = attested(true);
-    model.write("model-2.safetensors", "");
-    sign_folder(&model.dir, &model.key()).unwrap();
-    let error = evidence_of(&model).unwrap_err();
-    assert!(error.to_string().starts_with("model-2.safetensors: expected evidence"), "{error}");
+fn whatever_lies_beside_the_attested_files_is_refused_whoever_signed_it() {
+    for name in [
+        "model-2.safetensors",
+        "pytorch_model.bin",
+        "adapter_config.json",
+        "added_tokens.json",
+        "modeling_x.py",
+        "chat_template.jinja",
+        "a/README.md",
+        "immunisation/report.json",
+    ] {
+        let model = attested(true);
+        evidence_of(&model).unwrap();
+        model.write(name, "{}");
+        sign_folder(&model.dir, &model.key()).unwrap();
+        let error = evidence_of(&model).unwrap_err();
+        assert!(
+            error.exit_code() == 4 && error.to_string().starts_with(&format!("{name}: expected evidence")),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -8,8 +8,10 @@ use super::arguments::{self, Compute};
 use super::attack::{Part, forget_report, report_folder, write_report};
 use super::render::Screen;
 use crate::event::{Event, Observer as _};
+use crate::hub::{Hub, RepoId};
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::{check_match, check_openings};
+use crate::pipeline::publish::published;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompts_of};
 use crate::report::Verdict;
@@ -113,9 +115,16 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let selection = Selection { shard: args.part.shard, ..Selection::default() };
     let trial = Trial { selection, ..Trial::of(&recipe, &data) };
     let report = args.part.measure(&trial, base.as_ref(), &model, screen)?;
-    write_report(args.report.as_deref(), &report, Some(&recipe.show()))?;
+    write_report(args.report.as_deref(), &report, Some(&published(&recipe).show()))?;
     screen.report(&report);
     Ok(report.verdict.exit_code())
+}
+
+/// Whether the hub was asked for all files of a commit: of one that is known to the cache, another program may have fetched only
+/// what it loads.
+fn complete(reference: &str, screen: &Screen) -> bool {
+    let id = RepoId::parse(reference).ok().filter(|id| id.is_pinned() && !Path::new(reference).is_dir());
+    id.is_some_and(|id| Hub::from_env().complete(&id, screen).is_ok())
 }
 
 /// A signature that holds.
@@ -127,14 +136,22 @@ struct Signed {
 }
 
 impl Signed {
-    /// Checks signature, digests and evidence.
+    /// Checks signature, digests and evidence, once more where something that the cache lacked has been fetched.
     fn check(args: &Args, dir: &Path, screen: &Screen) -> Result<Self> {
+        if args.roots.is_some() && args.identity.is_empty() {
+            let text =
+                "anybody with a certificate of these authorities may have signed; name the signer with `--identity`";
+            screen.event(Event::Warning(text.into()));
+        }
+        match Self::of_files(args, dir) {
+            Err(Error::Signature { .. }) if complete(&args.checkpoint, screen) => Self::of_files(args, dir),
+            result => result,
+        }
+    }
+
+    fn of_files(args: &Args, dir: &Path) -> Result<Self> {
         let (manifest, key, names) = match (&args.key, &args.roots) {
             (_, Some(roots)) => {
-                if args.identity.is_empty() {
-                    let text = "anybody with a certificate of these authorities may have signed; name the signer with `--identity`";
-                    screen.event(Event::Warning(text.into()));
-                }
                 let (manifest, signer) = verify_folder_certified(dir, &Trust::read(roots, args.identity.clone())?)?;
                 (manifest, signer.key, signer.names)
             }

@@ -3,6 +3,7 @@
 //! The cache's layout is hf-hub's and Python's. What that crate leaves out is here: no request when offline, the token for
 //! the hub's own host only, ranges, digests, and a look at the disk before the first byte.
 
+use std::collections::HashSet;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -13,11 +14,11 @@ use std::thread;
 use std::time::Duration;
 
 use hf_hub::{CacheRepo, Repo, RepoType};
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
-use super::http::{Endpoint, Fault};
-use super::{Cache, RepoId, Snapshot, is_commit};
+use super::http::{Endpoint, Fault, segment};
+use super::{Cache, RepoId, Snapshot, expand, home, is_commit, variable};
 use crate::event::{Event, Observer};
 use crate::{Error, Result};
 
@@ -34,8 +35,11 @@ const ATTEMPTS: u32 = 5;
 /// Space that is left free on the disk, bytes.
 const SPARE: u64 = 64 << 20;
 
-/// The files by which a hardened model is told, beside those that make a model.
-const HARDENED: [&str; 2] = ["model.sig", "immunisation/report.json"];
+/// The signature of a model, which covers whatever lies beside it.
+const SIGNATURE: &str = "model.sig";
+
+/// Where the evidence of a hardened model lies.
+const EVIDENCE: &str = "immunisation/";
 
 /// Where models come from.
 #[derive(Debug, Clone)]
@@ -52,7 +56,7 @@ pub struct Hub {
 struct Listed {
     path: String,
     size: u64,
-    /// Name of its blob in the cache.
+    /// Name of its blob in the cache: the digest below, or Git's, which is SHA-1.
     etag: String,
     /// SHA-256 of its content, for files in large-file storage.
     sha256: Option<String>,
@@ -60,17 +64,15 @@ struct Listed {
 
 impl Hub {
     /// The hub that the environment names: `HF_ENDPOINT`, `HF_HUB_OFFLINE`, and the token in `HF_TOKEN`, in the file
-    /// `HF_TOKEN_PATH` or in `HF_HOME/token`, the first that is set.
+    /// `HF_TOKEN_PATH` or in `HF_HOME/token`, the first that is set; `HF_HOME` is `~/.cache/huggingface` unless it is set, wherever
+    /// the cache is.
     #[must_use]
     pub fn from_env() -> Self {
         let set = |key: &str| env::var(key).ok().filter(|value| !value.is_empty());
         let offline =
             set("HF_HUB_OFFLINE").is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no" | "off"));
-        let cache = Cache::from_env();
-        let file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(cache.root().parent()?.join("token")));
-        let token = set("HF_TOKEN").or_else(|| fs::read_to_string(file?).ok());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        Self { offline, ..Self::new(cache, &endpoint, token) }
+        Self { offline, ..Self::new(Cache::from_env(), &endpoint, token(variable)) }
     }
 
     /// A hub at `endpoint` (scheme, host and port) with a cache of its own choice.
@@ -100,9 +102,18 @@ impl Hub {
     pub fn fetch(&self, repo: &RepoId, observer: &dyn Observer) -> Result<Snapshot> {
         let known = self.cache.find(repo).ok().filter(|snapshot| is_complete(&snapshot.dir));
         // A commit never changes; a branch may have moved on.
-        if let Some(snapshot) = known.filter(|_| self.offline || is_commit(&repo.revision)) {
-            return Ok(snapshot);
+        match known.filter(|_| self.offline || repo.is_pinned()) {
+            Some(snapshot) => Ok(snapshot),
+            None => self.complete(repo, observer),
         }
+    }
+
+    /// As [`Hub::fetch`], where the hub is asked what belongs to a known commit, too: another program may have fetched what it
+    /// loads and left out the signature and what else it covers.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`]; [`Error::Input`] when offline.
+    pub fn complete(&self, repo: &RepoId, observer: &dyn Observer) -> Result<Snapshot> {
         if self.offline {
             let hint = "HF_HUB_OFFLINE is set: unset it, or give a folder";
             return Err(Error::input(&repo.name, "expected a downloaded model, got none").hint(hint));
@@ -112,34 +123,36 @@ impl Hub {
         let pinned = Repo::with_revision(repo.name.clone(), RepoType::Model, repo.revision.clone());
         let place = hf_hub::Cache::new(self.cache.root().to_owned()).repo(pinned);
         let dir = self.cache.repo_dir(repo).join("snapshots").join(&commit);
-        self.check_space(repo, &place, &files)?;
-        observer.event(Event::StageStarted { stage: "download".into(), units: files.len() });
-        self.fetch_all(repo, &commit, &place, &files, observer)?;
+        // Files of the same content share a blob, which two must not write at once.
+        let mut named = HashSet::new();
+        let blobs: Vec<&Listed> = files.iter().filter(|file| named.insert(&file.etag)).collect();
+        self.check_space(repo, &place, &blobs)?;
+        observer.event(Event::StageStarted { stage: "download".into(), units: blobs.len() });
+        self.fetch_all(repo, &commit, &place, &blobs, observer)?;
         for file in &files {
             link(&place.blob_path(&file.etag), &dir, &file.path)?;
         }
         // Last, so that a name never points to a snapshot in the making.
-        if !is_commit(&repo.revision) {
+        if !repo.is_pinned() {
             place.create_ref(&commit).map_err(|error| Error::io(self.cache.repo_dir(repo), error))?;
         }
         Ok(Snapshot { dir, source: repo.name.clone(), revision: Some(commit) })
     }
 
     fn commit(&self, repo: &RepoId) -> Result<String> {
-        let path = format!("api/models/{}/revision/{}", repo.name, repo.revision.replace('/', "%2F"));
+        let path = format!("api/models/{}/revision/{}", repo.name, segment(&repo.revision));
         let answer = self.patiently(&repo.name, UNREACHED, || self.endpoint.json(&repo.name, &path))?;
         let commit = answer["sha"].as_str().filter(|sha| is_commit(sha));
         commit.map(str::to_owned).ok_or_else(|| Error::input(&repo.name, "expected the hub to name a commit, got none"))
     }
 
-    /// The files that make the model: weights, configuration, tokenizer, template, card and licence at the top level; and those
-    /// that tell a hardened model: its signature and its report.
+    /// The files that make the model, see [`chosen`].
     fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
         let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
         let answer = self.patiently(&repo.name, UNREACHED, || self.endpoint.json(&repo.name, &path))?;
         let rows =
             answer.as_array().ok_or_else(|| Error::input(&repo.name, "expected a list of files from the hub"))?;
-        let files: Vec<Listed> = rows.iter().filter_map(listed).filter(|file| is_wanted(&file.path)).collect();
+        let files = chosen(rows.iter().filter_map(listed).collect());
         if !files.iter().any(|file| file.path.ends_with(".safetensors")) {
             let hint = "other formats are not read; look for a converted copy of the model";
             return Err(Error::input(&repo.name, "expected weights as safetensors, got none").hint(hint));
@@ -147,10 +160,10 @@ impl Hub {
         Ok(files)
     }
 
-    fn check_space(&self, repo: &RepoId, place: &CacheRepo, files: &[Listed]) -> Result<()> {
+    fn check_space(&self, repo: &RepoId, place: &CacheRepo, files: &[&Listed]) -> Result<()> {
         let root = self.cache.root();
         fs::create_dir_all(root).map_err(|error| Error::io(root, error))?;
-        let missing = |file: &Listed| {
+        let missing = |file: &&Listed| {
             let blob = place.blob_path(&file.etag);
             let have = size_of(&blob).max(size_of(&partial(&blob)));
             file.size.saturating_sub(have)
@@ -178,7 +191,7 @@ impl Hub {
         repo: &RepoId,
         commit: &str,
         place: &CacheRepo,
-        files: &[Listed],
+        files: &[&Listed],
         observer: &dyn Observer,
     ) -> Result<()> {
         let (next, done, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
@@ -218,7 +231,8 @@ impl Hub {
         if let Some(parent) = part.parent() {
             fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
         }
-        let url = self.endpoint.address(&format!("{}/resolve/{commit}/{}", repo.name, file.path));
+        let name = file.path.split('/').map(segment).collect::<Vec<_>>().join("/");
+        let url = self.endpoint.address(&format!("{}/resolve/{commit}/{name}", repo.name));
         self.patiently(&repo.name, ARRIVED, || self.append(repo, &url, &part, file))?;
         fs::rename(&part, blob).map_err(|error| Error::io(blob, error))
     }
@@ -252,12 +266,7 @@ impl Hub {
         if size < file.size {
             return Err(Fault::Passing(format!("{} ended after {size} of {} bytes", file.path, file.size)));
         }
-        let intact = size == file.size
-            && match &file.sha256 {
-                Some(expected) => sha256_of(part).map_err(broken)? == *expected,
-                None => true,
-            };
-        if !intact {
+        if size != file.size || !is_intact(part, file).map_err(broken)? {
             fs::remove_file(part).map_err(broken)?;
             return Err(Fault::Passing(format!("{} did not arrive as the hub describes it", file.path)));
         }
@@ -286,6 +295,13 @@ impl Hub {
     }
 }
 
+/// The token as Hugging Face's tools find it.
+fn token(lookup: impl Fn(&str) -> Option<PathBuf>) -> Option<String> {
+    let given = lookup("HF_TOKEN").and_then(|token| token.to_str().map(str::to_owned));
+    let file = || lookup("HF_TOKEN_PATH").map_or_else(|| home(&lookup).join("token"), |path| expand(path, &lookup));
+    given.filter(|token| !token.trim().is_empty()).or_else(|| fs::read_to_string(file()).ok())
+}
+
 /// One row of the hub's listing, if it is a file with a safe name.
 fn listed(row: &Value) -> Option<Listed> {
     let path = row["path"].as_str().filter(|_| row["type"] == "file")?;
@@ -297,11 +313,22 @@ fn listed(row: &Value) -> Option<Listed> {
     safe.then(|| Listed { path: path.to_owned(), size, etag, sha256 })
 }
 
+/// Of a signed model all files, since the signature covers them and nothing may lie beside them; of any other, those that are
+/// wanted.
+fn chosen(mut files: Vec<Listed>) -> Vec<Listed> {
+    if !files.iter().any(|file| file.path == SIGNATURE) {
+        files.retain(|file| is_wanted(&file.path));
+    }
+    files
+}
+
+/// Whether a file is of use: weights, configuration, tokenizer, template, card and licence at the top level, and the evidence of
+/// a hardened model.
 fn is_wanted(path: &str) -> bool {
     let top = !path.contains('/');
     let text = [".json", ".jinja", ".md", ".txt", ".model"].iter().any(|end| path.ends_with(end));
     let legal = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|start| path.starts_with(start));
-    HARDENED.contains(&path) || top && (text || legal || path.ends_with(".safetensors"))
+    path.starts_with(EVIDENCE) || top && (text || legal || path.ends_with(".safetensors"))
 }
 
 /// Whether a snapshot holds a configuration and all the weights that it speaks of.
@@ -324,12 +351,22 @@ fn size_of(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-fn sha256_of(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+/// Whether a file has the digest that the hub lists: SHA-256 in large-file storage, else Git's name of the blob, SHA-1 over
+/// `blob SIZE`, a zero and the content.
+fn is_intact(path: &Path, listed: &Listed) -> std::io::Result<bool> {
+    let (mut hash, expected) = match &listed.sha256 {
+        Some(sha256) => (Context::new(&SHA256), sha256),
+        None => (Context::new(&SHA1_FOR_LEGACY_USE_ONLY), &listed.etag),
+    };
+    if listed.sha256.is_none() {
+        hash.update(format!("blob {}\0", listed.size).as_bytes());
+    }
+    let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 20]);
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+            let digest: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+            return Ok(digest == *expected);
         }
         hash.update(&buffer[..read]);
     }
@@ -370,8 +407,8 @@ mod tests {
             "tokenizer.model",
             "LICENSE",
             "chat_template.jinja",
-            "model.sig",
-            "immunisation/report.json",
+            "immunisation/attestation.intoto.jsonl",
+            "immunisation/report.html",
         ] {
             assert!(is_wanted(path), "{path}");
         }
@@ -379,12 +416,63 @@ mod tests {
             "pytorch_model.bin",
             "original/consolidated.00.pth",
             "onnx/model.json",
-            "onnx/model.sig",
+            "onnx/immunisation/report.json",
+            "immunisation",
             ".gitattributes",
             "m.gguf",
         ] {
             assert!(!is_wanted(path), "{path}");
         }
+    }
+
+    #[test]
+    fn of_a_signed_model_everything_is_wanted() {
+        let kept = |paths: &[&str]| {
+            let row = |path: &&str| listed(&json!({"type": "file", "path": path, "size": 1, "oid": "0a"}));
+            chosen(paths.iter().filter_map(row).collect()).len()
+        };
+        let model = ["config.json", "model.safetensors", "assets/plot.svg", "merges.bpe", ".gitattributes"];
+        assert_eq!(kept(&model), 2);
+        assert_eq!(kept(&[&model[..], &["onnx/model.sig"]].concat()), 2);
+        assert_eq!(kept(&[&model[..], &[SIGNATURE]].concat()), 6);
+    }
+
+    #[test]
+    fn the_token_lies_in_the_home_wherever_the_cache_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in
+            [("hf", "home"), ("xdg/huggingface", "xdg"), ("u/.cache/huggingface", "user"), ("hub", "no")]
+        {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("token"), text).unwrap();
+        }
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let found = |set: &[(&str, &str)]| {
+            token(|key| set.iter().find(|(name, _)| *name == key).map(|(_, value)| value.into())).unwrap()
+        };
+        let (user, cache) = (at("u"), at("hub/hub"));
+        let base = [("HOME", user.as_str()), ("HF_HUB_CACHE", cache.as_str())];
+        let with = |more: &[(&str, &str)]| found(&[&base[..], more].concat());
+        assert_eq!(with(&[]), "user");
+        assert_eq!(with(&[("XDG_CACHE_HOME", &at("xdg"))]), "xdg");
+        assert_eq!(with(&[("XDG_CACHE_HOME", &at("xdg")), ("HF_HOME", &at("hf"))]), "home");
+        let file = at("xdg/huggingface/token");
+        assert_eq!(with(&[("HF_HOME", &at("hf")), ("HF_TOKEN_PATH", &file)]), "xdg");
+        assert_eq!(with(&[("HF_TOKEN_PATH", &file), ("HF_TOKEN", "given")]), "given");
+        assert_eq!(with(&[("HF_TOKEN_PATH", "~/.cache/huggingface/token"), ("HF_TOKEN", " ")]), "user");
+    }
+
+    #[test]
+    fn a_blob_outside_of_large_file_storage_has_the_digest_that_git_gives_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "hello\n").unwrap();
+        // printf 'hello\n' | git hash-object --stdin
+        let row =
+            json!({"type": "file", "path": "a.txt", "size": 6, "oid": "ce013625030ba8dba906f756967f9e9ca394464a"});
+        let listed = listed(&row).unwrap();
+        assert!(is_intact(file.path(), &listed).unwrap());
+        fs::write(file.path(), "Hello\n").unwrap();
+        assert!(!is_intact(file.path(), &listed).unwrap());
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Endpoint {
         Self { agent: Agent::new_with_config(config), base: base.trim_end_matches('/').to_owned(), token }
     }
 
-    /// The address of `path` on this host.
+    /// The address of `path` on this host; what was named by others is a [`segment`] of it.
     pub fn address(&self, path: &str) -> String {
         format!("{}/{path}", self.base)
     }
@@ -70,7 +70,7 @@ impl Endpoint {
             if let Some(token) = self.token.as_ref().filter(|_| same_host(&url, &self.base)) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let response = request.call().map_err(|error| Fault::Passing(error.to_string()))?;
+            let response = request.call().map_err(|error| failed(repo, &url, &error))?;
             let status = response.status();
             if status.is_redirection() {
                 let target = response.headers().get("location").and_then(|value| value.to_str().ok());
@@ -98,6 +98,26 @@ impl Endpoint {
             _ => error,
         })
     }
+}
+
+/// A request without an answer: one that can't be put into words won't be another time.
+fn failed(repo: &str, url: &str, error: &ureq::Error) -> Fault {
+    match error {
+        ureq::Error::Http(_) | ureq::Error::BadUri(_) => {
+            // What follows a `?` may be a secret of whoever was redirected.
+            let place = url.split('?').next().unwrap_or(url);
+            let problem = format!("expected an address that can be asked, got `{place}` ({error})");
+            let hint = "`HF_ENDPOINT` is scheme, host and port, such as `https://huggingface.co`; a token is one word";
+            Fault::Final(Error::input(repo, problem).hint(hint))
+        }
+        _ => Fault::Passing(error.to_string()),
+    }
+}
+
+/// `text` as one segment of a path: all but letters, digits and `-._~` as `%XX`.
+pub(super) fn segment(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// Scheme, host and port of an address.
@@ -135,6 +155,12 @@ mod tests {
             assert!(!same_host(other, hub), "{other}");
         }
         assert!(!same_host("https://hub.example:8443@evil.example/", hub));
+    }
+
+    #[test]
+    fn a_segment_says_nothing_but_its_name() {
+        assert_eq!(segment("model-00001_of.2~"), "model-00001_of.2~");
+        assert_eq!(segment("A B/c?d#e%20é"), "A%20B%2Fc%3Fd%23e%2520%C3%A9");
     }
 
     #[test]

@@ -42,21 +42,12 @@ impl Cache {
     /// `XDG_CACHE_HOME/huggingface/hub`, `~/.cache/huggingface/hub`, the first that is set.
     #[must_use]
     pub fn from_env() -> Self {
-        Self::from_lookup(|key| env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from))
+        Self::from_lookup(variable)
     }
 
     fn from_lookup(lookup: impl Fn(&str) -> Option<PathBuf>) -> Self {
-        let home = lookup("HOME").or_else(|| lookup("USERPROFILE")).unwrap_or_else(|| PathBuf::from("."));
-        let expand = |path: PathBuf| match path.strip_prefix("~") {
-            Ok(rest) => home.join(rest),
-            Err(_) => path,
-        };
-        let root = lookup("HF_HUB_CACHE")
-            .or_else(|| lookup("HUGGINGFACE_HUB_CACHE"))
-            .or_else(|| Some(lookup("HF_HOME")?.join("hub")))
-            .or_else(|| Some(lookup("XDG_CACHE_HOME")?.join("huggingface/hub")))
-            .unwrap_or_else(|| home.join(".cache/huggingface/hub"));
-        Self { root: expand(root) }
+        let named = lookup("HF_HUB_CACHE").or_else(|| lookup("HUGGINGFACE_HUB_CACHE"));
+        Self { root: named.map_or_else(|| home(&lookup).join("hub"), |path| expand(path, &lookup)) }
     }
 
     /// Where it is.
@@ -76,7 +67,7 @@ impl Cache {
     /// *Errors*: [`Error::Input`] when it is not here, or its record of the revision is damaged.
     pub fn find(&self, repo: &RepoId) -> Result<Snapshot> {
         let dir = self.repo_dir(repo);
-        let commit = if is_commit(&repo.revision) {
+        let commit = if repo.is_pinned() {
             repo.revision.clone()
         } else {
             let path = dir.join("refs").join(&repo.revision);
@@ -101,6 +92,27 @@ impl Cache {
             format!("expected a folder or a downloaded model, got neither (`{revision}` in {})", self.root.display()),
         )
         .hint(format!("download it first, for example `hf download {name} --revision {revision}`, or give its folder"))
+    }
+}
+
+/// A variable of the environment, unless it is empty.
+fn variable(key: &str) -> Option<PathBuf> {
+    env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The folder of everything that Hugging Face's tools keep: `HF_HOME`, `XDG_CACHE_HOME/huggingface`,
+/// `~/.cache/huggingface`, the first that is set.
+fn home(lookup: &impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    let named = lookup("HF_HOME").or_else(|| Some(lookup("XDG_CACHE_HOME")?.join("huggingface")));
+    expand(named.unwrap_or_else(|| "~/.cache/huggingface".into()), lookup)
+}
+
+/// A path whose `~` is the user's folder.
+fn expand(path: PathBuf, lookup: &impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    let user = || lookup("HOME").or_else(|| lookup("USERPROFILE")).unwrap_or_else(|| PathBuf::from("."));
+    match path.strip_prefix("~") {
+        Ok(rest) => user().join(rest),
+        Err(_) => path,
     }
 }
 
@@ -138,6 +150,12 @@ impl RepoId {
             return Err(Error::usage(format!("expected a folder or `ORG/NAME[@REVISION]`, got {reference:?}")));
         }
         Ok(Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+
+    /// Whether the revision is a commit, which never changes.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        is_commit(&self.revision)
     }
 }
 
@@ -202,6 +220,14 @@ fn of_cached(dir: &Path) -> Option<(String, String)> {
     Some((repo.replacen("--", "/", 1), commit.to_owned()))
 }
 
+/// The folder that the links of a snapshot lead into: `blobs` of the same model in the same cache, by its real path. `None` for
+/// a folder that is no snapshot.
+#[must_use]
+pub fn blobs_of(dir: &Path) -> Option<PathBuf> {
+    of_cached(dir)?;
+    Some(fs::canonicalize(dir).ok()?.parent()?.with_file_name("blobs"))
+}
+
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -263,6 +289,16 @@ mod tests {
         {
             let error = resolve_in(&cache, reference).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{reference}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_a_snapshot_has_blobs() {
+        let (root, _, dir) = cache();
+        let repo = fs::canonicalize(root.path()).unwrap().join("models--org--name");
+        assert_eq!(blobs_of(&dir), Some(repo.join("blobs")));
+        for other in [dir.parent().unwrap(), root.path(), Path::new("/nowhere")] {
+            assert_eq!(blobs_of(other), None, "{}", other.display());
         }
     }
 

@@ -8,7 +8,7 @@
 //! Evidence is bound to its files by their digests, and [`check`] holds a signed folder against it. The model card is
 //! signed and not attested: people edit it after the run, and sign again without measuring again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 
 /// Where the evidence lies in a model folder.
 pub const ATTESTATION_FILE: &str = "immunisation/attestation.intoto.jsonl";
+
+/// What evidence can't be about: itself, and the model card.
+const UNATTESTED: [&str; 2] = [ATTESTATION_FILE, "README.md"];
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PROVENANCE_TYPE: &str = "https://slsa.dev/provenance/v1";
@@ -166,7 +169,9 @@ pub struct Attested {
 }
 
 /// Holds the evidence in `dir` against its signed files: every file that a statement is about is there with the digest
-/// it was measured with, and every weight file is one of them. `None` when there is no evidence.
+/// it was measured with, and every signed file is one of them, the card and the evidence aside. `None` when there is no
+/// evidence. Weights in any format, an adapter, a template, tokens or code beside what was measured would be read by one loader
+/// or another, so that no kind of file is taken for harmless.
 ///
 /// The signature over `manifest` covers the evidence itself, so a seal adds who measured to who published; the two keys
 /// may differ.
@@ -194,8 +199,8 @@ pub fn check(dir: &Path, manifest: &Manifest, key: &VerifyingKey) -> Result<Opti
                 Some(_) => {}
             }
         }
-        let about = |name: &str| statement.subject.iter().any(|subject| subject.name == name);
-        if let Some(name) = signed.keys().find(|name| name.ends_with(".safetensors") && !about(name)) {
+        let about: HashSet<&str> = statement.subject.iter().map(|subject| subject.name.as_str()).collect();
+        if let Some(name) = signed.keys().find(|name| !about.contains(*name) && !UNATTESTED.contains(name)) {
             return Err(Error::signature(name, format!("expected evidence about it in {ATTESTATION_FILE}, got none")));
         }
         attested.statements += 1;

@@ -1,8 +1,9 @@
 //! What lies in a model folder: its regular files by name, everything that cannot be signed, and the files' digests.
 //!
-//! Links are never followed. A link can point anywhere tomorrow, so its target's bytes today prove nothing about what
+//! Links are not followed. A link can point anywhere tomorrow, so its target's bytes today prove nothing about what
 //! the next reader of the folder will load. What to do about one is the caller's decision: signing refuses the folder,
-//! verifying reports it as a difference.
+//! verifying reports it as a difference. The one exception is for verifying: the hub's cache is made of links, and those of a
+//! snapshot into its own `blobs` are as much a part of it as files are.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,9 +12,10 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::digest::Digest;
-use super::manifest::Resource;
+use super::manifest::{DOWNLOADS, Resource};
 use crate::checkpoint::files::is_invisible;
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// The entries of a folder, in code-point order of their names.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -24,10 +26,37 @@ pub(super) struct Listing {
     pub unsignable: Vec<(String, String)>,
 }
 
-/// Lists `dir` recursively, leaving out the root-level entries whose names are in `ignored`.
+/// Which links stand for the files that they lead to.
+#[derive(Debug)]
+pub(super) struct Links {
+    /// The real path of the folder that they have to lead into; none are followed without one.
+    blobs: Option<PathBuf>,
+}
+
+impl Links {
+    /// No link.
+    pub const NONE: Self = Self { blobs: None };
+
+    /// Where `dir` is a snapshot of the hub's cache, the links into `blobs` of the same model.
+    pub fn of_cached(dir: &Path) -> Self {
+        Self { blobs: hub::blobs_of(dir) }
+    }
+
+    /// Whether the link at `path` stands for a regular file, or what is wrong with it.
+    pub fn check(&self, path: &Path) -> Result<(), &'static str> {
+        let blobs = self.blobs.as_ref().ok_or("expected a regular file, got a symbolic link")?;
+        match path.canonicalize() {
+            Ok(target) if target.starts_with(blobs) && target.is_file() => Ok(()),
+            _ => Err("expected a regular file or a link to one in the model's own `blobs`, got another symbolic link"),
+        }
+    }
+}
+
+/// Lists `dir` recursively, leaving out the entries whose names, relative to it, are in `ignored`; [`DOWNLOADS`] among them is a
+/// folder.
 ///
 /// *Errors* [`Error::Io`] when a folder cannot be read.
-pub(super) fn list(dir: &Path, ignored: &[&str]) -> Result<Listing> {
+pub(super) fn list(dir: &Path, ignored: &[&str], links: &Links) -> Result<Listing> {
     let mut listing = Listing::default();
     let mut pending = vec![(dir.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = pending.pop() {
@@ -36,7 +65,7 @@ pub(super) fn list(dir: &Path, ignored: &[&str]) -> Result<Listing> {
             let entry = entry.map_err(failed)?;
             let kind = entry.file_type().map_err(|source| Error::io(entry.path(), source))?;
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            if prefix.is_empty() && ignored.contains(&name.as_str()) {
+            if ignored.contains(&name.as_str()) && (kind.is_dir() || name != DOWNLOADS) {
                 continue;
             }
             if let Err(problem) = check_segment(&entry.file_name()) {
@@ -46,7 +75,10 @@ pub(super) fn list(dir: &Path, ignored: &[&str]) -> Result<Listing> {
             } else if kind.is_file() {
                 listing.files.push(name);
             } else if kind.is_symlink() {
-                listing.unsignable.push((name, "expected a regular file, got a symbolic link".into()));
+                match links.check(&entry.path()) {
+                    Ok(()) => listing.files.push(name),
+                    Err(problem) => listing.unsignable.push((name, problem.into())),
+                }
             } else {
                 listing.unsignable.push((name, "expected a regular file, got a special file".into()));
             }
@@ -94,7 +126,7 @@ mod tests {
         for name in ["a/b/c", "a.txt", "a/.git", "B", ".git", "é"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let listing = list(dir.path(), &[".git"]).unwrap();
+        let listing = list(dir.path(), &[".git"], &Links::NONE).unwrap();
         // `.` sorts before `/`: by code point `a.txt` comes first, path by path it would not.
         assert_eq!(listing.files, ["B", "a.txt", "a/.git", "a/b/c", "é"]);
         assert!(listing.unsignable.is_empty());
@@ -116,7 +148,8 @@ mod tests {
         std::os::unix::fs::symlink("/", dir.path().join("root")).unwrap();
         fs::write(dir.path().join("a\\b"), "").unwrap();
         fs::write(dir.path().join(OsStr::from_bytes(b"\xff")), "").unwrap();
-        let names: Vec<_> = list(dir.path(), &[]).unwrap().unsignable.into_iter().map(|(name, _)| name).collect();
+        let listing = list(dir.path(), &[], &Links::of_cached(dir.path())).unwrap();
+        let names: Vec<_> = listing.unsignable.into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a\\b", "root", "\u{fffd}"]);
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use super::folder;
+use super::folder::{self, Links};
 use crate::error::{Error, Result};
 
 /// Name of the signature file in the root of a model folder.
@@ -18,6 +18,9 @@ pub const SIGNATURE_FILE: &str = "model.sig";
 
 /// Root-level entries that a signature leaves out and says so: Git's own files, and the signature itself.
 pub const IGNORED: [&str; 5] = [".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_FILE];
+
+/// The folder that `hf download --local-dir` leaves in a model's and `hf upload` leaves out: what is in it is of no model.
+pub const DOWNLOADS: &str = ".cache/huggingface";
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
@@ -71,7 +74,8 @@ impl Manifest {
     ///
     /// *Errors* as [`Manifest::of_folder`].
     pub fn of_folder_as(dir: &Path, name: &str) -> Result<Self> {
-        let listing = folder::list(dir, &IGNORED)?;
+        let ignored: Vec<&str> = IGNORED.into_iter().chain([DOWNLOADS]).collect();
+        let listing = folder::list(dir, &ignored, &Links::NONE)?;
         if let Some((name, problem)) = listing.unsignable.first() {
             return Err(Error::file(&dir.join(name), problem)
                 .hint("a signed model holds regular files only, with names that travel"));
@@ -79,7 +83,11 @@ impl Manifest {
         if listing.files.is_empty() {
             return Err(Error::file(dir, "expected a model folder, got one without files"));
         }
-        Self::new(name, folder::digests(dir, &listing.files)?)
+        let mut manifest = Self::new(name, folder::digests(dir, &listing.files)?)?;
+        if dir.join(DOWNLOADS).is_dir() {
+            manifest.ignore_paths.push(DOWNLOADS.into());
+        }
+        Ok(manifest)
     }
 
     /// The model's name: informative only, a renamed folder still verifies.
@@ -100,7 +108,7 @@ impl Manifest {
         &self.resources
     }
 
-    /// The root-level entries that the signer left out.
+    /// The entries that the signer left out.
     #[must_use]
     pub fn ignore_paths(&self) -> &[String] {
         &self.ignore_paths
@@ -171,16 +179,21 @@ impl Manifest {
 
     /// Checks that the files of `dir` are exactly those of this manifest.
     ///
-    /// Only Git's own files and the signature may lie beside them, whatever else the signer chose to leave out:
-    /// nothing that a loader could pick up goes unsigned.
+    /// Only Git's own files, the signature and [`DOWNLOADS`] may lie beside them, whatever else the signer chose to leave out:
+    /// nothing that a loader could pick up goes unsigned. In a snapshot of the hub's cache a link to a file in `blobs` of the
+    /// same model is that file; any other link is a difference.
     ///
     /// *Errors* [`Error::Signature`] whose subject is the first differing file and whose problem lists every
     /// difference (edited, missing, not signed, not a regular file; a renamed file is missing under one name and not
     /// signed under the other); [`Error::Io`] when something cannot be read.
     pub fn check_folder(&self, dir: &Path) -> Result<()> {
         let recorded = |name: &&str| *name == SIGNATURE_FILE || self.ignore_paths.iter().any(|path| path == name);
-        let ignored: Vec<&str> = IGNORED.into_iter().filter(recorded).collect();
-        let listing = folder::list(dir, &ignored)?;
+        let mut ignored: Vec<&str> = IGNORED.into_iter().filter(recorded).collect();
+        let download = |file: &Resource| file.name.strip_prefix(DOWNLOADS).is_some_and(|rest| rest.starts_with('/'));
+        if !self.resources.iter().any(download) {
+            ignored.push(DOWNLOADS);
+        }
+        let listing = folder::list(dir, &ignored, &Links::of_cached(dir))?;
         let signed: BTreeMap<&str, Digest> = self.resources.iter().map(|r| (r.name.as_str(), r.digest)).collect();
 
         let mut differences: BTreeMap<String, String> = listing.unsignable.into_iter().collect();

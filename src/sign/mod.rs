@@ -29,6 +29,7 @@ pub use digest::Digest;
 pub use key::{Curve, SigningKey, VerifyingKey};
 pub use manifest::{Manifest, Resource, SIGNATURE_FILE};
 
+use self::folder::Links;
 use crate::error::{Error, Result};
 
 /// A signature file larger than this is something else: 64 MiB, some 300,000 files.
@@ -77,7 +78,8 @@ fn sign(dir: &Path, manifest: Manifest, seal: impl FnOnce(Vec<u8>) -> Bundle) ->
     Ok(manifest)
 }
 
-/// Verifies `dir/model.sig` with `key`, then that the files in `dir` are exactly the signed ones.
+/// Verifies `dir/model.sig` with `key`, then that the files in `dir` are exactly the signed ones; `dir` may be a snapshot of the
+/// hub's cache, which is made of links.
 ///
 /// *Errors* [`Error::Signature`] for a missing or invalid signature, or as [`Manifest::check_folder`]; [`Error::Io`]
 /// when something cannot be read.
@@ -111,8 +113,14 @@ fn read_signature(dir: &Path) -> Result<Vec<u8>> {
         }
         Err(source) => return Err(Error::io(path, source)),
     };
+    let metadata = if metadata.is_symlink() {
+        Links::of_cached(dir).check(&path).map_err(|problem| failed(problem.into()))?;
+        fs::metadata(&path).map_err(|source| Error::io(&path, source))?
+    } else {
+        metadata
+    };
     if !metadata.is_file() {
-        return Err(failed("expected a regular file, got a link or a folder".into()));
+        return Err(failed("expected a regular file, got a folder or a special file".into()));
     }
     if metadata.len() > MAX_SIGNATURE_FILE {
         return Err(failed(format!("expected at most {MAX_SIGNATURE_FILE} bytes, got {}", metadata.len())));
