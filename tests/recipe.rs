@@ -48,6 +48,18 @@ fn what_is_shown_parses_back_to_the_same_recipe_and_digest() {
 }
 
 #[test]
+fn examples_whose_prompts_are_made_first_say_how() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/recipes");
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let prompts = Recipe::load(&path).unwrap().data.prompts;
+        let text = std::fs::read_to_string(&path).unwrap();
+        let comment: String = text.lines().take_while(|line| line.starts_with('#')).collect();
+        let told = comment.contains("examples/broaden_prompts.py") && comment.contains(&format!("`{prompts}`"));
+        assert!(told || prompts.starts_with("builtin:"), "{}", path.display());
+    }
+}
+
+#[test]
 fn defaults_are_filled_in() {
     let recipe = parse(SMALL).unwrap();
     assert_eq!((recipe.suite.evaluation_prompts, recipe.suite.max_new_tokens), (200, 40));
@@ -198,6 +210,41 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
     assert_eq!(parse(&recipe.show()).unwrap(), recipe);
     let gated = problems(&(fine + "thresholds: {adaptive_asr: {max_worst: 0.5}}\n"));
     assert!(gated[0].starts_with("thresholds.adaptive_asr: bounds attacks of knowledge `adaptive`"), "{gated:#?}");
+}
+
+#[test]
+fn only_what_draws_at_random_is_repeated() {
+    let seeds = |row: &str| parse(&SMALL.replace("{kind: noreft}", &format!("{{kind: {row}, seeds: 3}}")));
+    for same in [
+        "ablation",
+        "subspace-ablation",
+        "abliteration",
+        "mean-difference, coefficients: [1]",
+        "principal-component, coefficients: [1]",
+        "in-context-vector, coefficients: [1]",
+        "iti-heads, coefficients: [1]",
+        "optimal-transport, coefficients: [1]",
+        "transferred, source: a/b, of: ablation",
+        "transferred, source: a/b, of: mean-difference, map: affine",
+        "delta-strip",
+        "quantised, bits: 8",
+        "identity",
+    ] {
+        let error = seeds(same).unwrap_err().to_string();
+        let expected = "suite.attacks.0.seeds: what draws nothing at random is the same every time; expected 1, got 3";
+        assert!(error.contains(expected), "{same}: {error}");
+    }
+    for drawn in [
+        "noreft",
+        "loreft, search: {}",
+        "abliteration, search_trials: 5",
+        "transferred, source: a/b, of: noreft",
+        "transferred, source: a/b, of: ablation, map: relu",
+        "lora",
+        "random",
+    ] {
+        assert!(seeds(drawn).is_ok(), "{drawn}");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn every_row_has_its_value_and_its_control_and_no_weights_are_written() {
     let replaced = row(&report.attacks, "imported edited");
     assert!(replaced.base.is_none() && replaced.ungated, "these weights are not the model's");
     assert!(replaced.budget.search.contains("0 tensors"), "{}", replaced.budget.search);
-    assert!(row(&report.attacks, "imported edited add x0.5").attacker_has_base);
+    assert!(row(&report.attacks, "imported edited add x0.5").attacker_has_base && !replaced.attacker_has_base);
     let name = "abliteration p4 t3 best of 2";
     let abliterated: Vec<&AttackRow> = report.attacks.iter().filter(|row| row.name == name).collect();
     assert_eq!(
@@ -137,17 +137,67 @@ fn an_imported_row_reproduces_with_its_own_command() {
 #[test]
 fn without_a_base_artefacts_are_measured_and_what_needs_it_is_left_out() {
     let world = world();
-    fs::write(
-        world.root().join("s.yaml"),
-        SUITE.replace("  - {kind: imported, file: edited, op: add, scale: 0.5}\n", ""),
-    )
-    .unwrap();
+    fs::write(world.root().join("s.yaml"), SUITE).unwrap();
     let report = attack(world.root(), &["model", "--suite", "s.yaml"]);
     assert!(row(&report.attacks, "imported v.npy add x2").base.is_none());
-    assert!(report.attacks.iter().chain(&report.controls).all(|row| !row.name.contains("delta-strip")));
-    let mut command = Command::cargo_bin("immunise").unwrap();
-    let arguments = ["attack", "model", "--import", "edited,op=add", "--data", "prompts.jsonl"];
-    let output = command.current_dir(world.root()).args(arguments).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("needs the un-hardened base"));
+    assert!(row(&report.attacks, "imported edited").base.is_none(), "weights that replace others need none");
+    for name in ["delta-strip p4", "imported edited add x0.5"] {
+        assert!(report.attacks.iter().chain(&report.controls).all(|row| !row.name.contains(name)), "{name}");
+    }
+    let alone = attack(world.root(), &["model", "--import", "edited,op=add"]);
+    assert!(alone.attacks.is_empty() && alone.controls.is_empty());
+}
+
+#[test]
+fn an_artefact_that_is_of_no_use_is_named_before_anything_is_measured() {
+    let world = world();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let header = format!("{:<117}\n", "{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }");
+    let narrow = [b"\x93NUMPY\x01\x00", &118u16.to_le_bytes()[..], header.as_bytes(), &[0; 16]].concat();
+    fs::write(world.root().join("narrow.npy"), narrow).unwrap();
+    let (lora, other) = (fixtures.join("artefacts/lora"), fixtures.join("tiny-chat"));
+    for (keys, expected) in [
+        ("file: v.npz, op: add, layers: [1]".to_owned(), "v.npz"),
+        ("file: narrow.npy, op: add, layers: [1]".to_owned(), "narrow.npy: expected vectors of width 16, got 4"),
+        ("file: v.npy, layers: [1]".to_owned(), "v.npy: `op`: expected"),
+        (format!("file: {}", lora.display()), "artefacts/lora: tensor `model.layers.1."),
+        (format!("file: {}", other.display()), "tiny-chat: expected the architecture"),
+    ] {
+        let row = format!("{{kind: imported, {keys}}}");
+        fs::write(world.root().join("s.yaml"), format!("attacks: [{{kind: ablation, pairs: 4}}, {row}]")).unwrap();
+        let set = format!("suite.attacks.1={row}");
+        for arguments in [
+            &["attack", "model", "--base", "model", "--suite", "s.yaml", "--data", "prompts.jsonl"][..],
+            &["attack", "model", "--suite", "s.yaml", "--data", "prompts.jsonl"],
+            &["harden", "recipe.yaml", "--model", "model", "--dry-run", "--set", &set],
+        ] {
+            let mut command = Command::cargo_bin("immunise").unwrap();
+            let output = command.current_dir(world.root()).args(arguments).output().unwrap();
+            let err = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), err.contains(expected)), (Some(3), true), "{arguments:?}: {err}");
+            assert!(!err.contains("ablation p4"), "a cell was measured first: {err}");
+        }
+    }
+}
+
+#[test]
+fn a_row_reproduces_at_its_own_tokens_where_others_share_its_name() {
+    let world = world();
+    let rows = "{kind: ablation, pairs: 4, knowledge: [adaptive]}, {kind: ablation, pairs: 4, positions: prompt, knowledge: [adaptive]}";
+    let suite = format!(
+        "evaluation_prompts: 4\nmax_new_tokens: 3\nattacks: [{rows}, {{kind: subspace-ablation, pairs: 4}}, {{kind: random, pairs: 4, steps: 1}}]"
+    );
+    fs::write(world.root().join("s.yaml"), suite).unwrap();
+    let whole = attack(world.root(), &["model", "--suite", "s.yaml"]);
+    let ends = |row: &AttackRow| row.reproduce.rsplit_once("--positions ").map(|(_, at)| at.to_owned());
+    let name = "ablation p4 best of 2";
+    for rows in [&whole.attacks, &whole.controls] {
+        let shared: Vec<&AttackRow> = rows.iter().filter(|row| row.name.ends_with(name)).collect();
+        let at: Vec<Option<String>> = shared.into_iter().map(ends).collect();
+        assert_eq!(at, [Some("all".into()), Some("prompt".into())]);
+    }
+    assert_eq!(ends(row(&whole.attacks, "subspace-ablation r2 p4 best of 2")), None, "nobody shares it");
+    let part = attack(world.root(), &["model", "--suite", "s.yaml", "--only", name, "--positions", "all"]);
+    let first = row(&whole.attacks, name);
+    assert_eq!((part.attacks.len(), &part.attacks[0]), (1, first), "the command gives that row alone");
 }

@@ -207,7 +207,7 @@ pub struct AttackSpec {
     /// Search of a learned edit over its own settings; the row is the worst case.
     #[serde(default)]
     pub search: Option<Search>,
-    /// Independent repetitions, each a cell.
+    /// Independent repetitions, each a cell; 1 for what draws nothing at random.
     #[serde(default = "one")]
     pub seeds: usize,
     /// The most that one cell may cost; one that would cost more is skipped, and said to be.
@@ -255,6 +255,31 @@ impl AttackSpec {
         match self.of.unwrap_or(self.kind).method() {
             Method::Learned(form) => Some(form),
             _ => None,
+        }
+    }
+
+    /// Whether a re-fitted row tries what was fitted on the base too, as nothing keeps an attacker from doing.
+    #[must_use]
+    pub fn tries_base(&self) -> bool {
+        match self.kind.method() {
+            Method::Learned(_) => self.search.as_ref().is_some_and(|search| search.start_from_base),
+            Method::Swept | Method::Projected | Method::Abliterated | Method::Mapped => true,
+            // What is trained is no edit of the model below.
+            Method::Weights => self.kind != AttackKind::Lora,
+            Method::Given | Method::Control => false,
+        }
+    }
+
+    /// Whether it draws random numbers, so that a repetition is another attack.
+    #[must_use]
+    pub fn draws(&self) -> bool {
+        match self.kind.method() {
+            Method::Learned(_) => true,
+            Method::Abliterated => self.search_trials.is_some(),
+            Method::Mapped => self.form().is_some() || self.map == Some(MapKind::Relu),
+            Method::Weights => self.kind == AttackKind::Lora,
+            Method::Control => self.kind == AttackKind::Random,
+            Method::Swept | Method::Projected | Method::Given => false,
         }
     }
 

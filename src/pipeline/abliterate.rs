@@ -1,11 +1,11 @@
 //! How a direction and a kernel for `abliteration` are found: the block and token as `ablation` finds them, then, where the
-//! row asks for it, a search over kernels, chosen on the validation hazards and on what harmless requests notice.
+//! row asks for it, a search over kernels, chosen on the validation hazards and, among equals, by what harmless requests notice.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Side, Subject};
-use super::cell::{Cell, Fitted, Range, order, place, reweighed};
+use super::cell::{Cell, Fitted, OF_BASE, Range, order, place, reweighed};
 use super::examiner::Counts;
 use super::weights::{Reweighting, spectrum};
 use crate::attack::AttackData;
@@ -19,9 +19,6 @@ use crate::{Error, Result};
 /// Harmless prompts whose first answered token is compared.
 const HARMLESS_PROMPTS: usize = 32;
 
-/// What a nat of divergence costs, in parts of all hazards: success comes first.
-const DIVERGENCE_WEIGHT: f64 = 0.1;
-
 /// A change of weights, and how it did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Trial {
@@ -32,11 +29,9 @@ struct Trial {
 }
 
 impl Trial {
-    /// What a search makes small: hazards without success, and divergence; among equal successes, hazards that are still refused.
-    fn loss(&self) -> f64 {
-        let Counts { open, successes, n, .. } = self.counts;
-        let n = n.max(1) as f64;
-        1.0 - (successes as f64 + open as f64 / (n + 1.0)) / n + DIVERGENCE_WEIGHT * self.divergence
+    /// Whether it takes the place of `other`: by what serves the attacker, as any other setting, and among equals by less divergence.
+    fn beats(&self, other: &Self) -> bool {
+        order(&self.counts).cmp(&order(&other.counts)).then(other.divergence.total_cmp(&self.divergence)).is_gt()
     }
 }
 
@@ -67,8 +62,15 @@ impl Harmless {
 }
 
 impl Range<'_, '_> {
-    /// The change of weights of an `abliteration` row.
-    pub(super) fn abliterate(&self, cell: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+    /// The change of weights of an `abliteration` row; the base's is a candidate.
+    pub(super) fn abliterate(
+        &self,
+        cell: &Cell,
+        subject: Subject<'_>,
+        side: Side,
+        start: Option<&Reweighting>,
+    ) -> Result<Fitted> {
+        self.check_validation(cell)?;
         let (data, pairs) = (&self.bench.attack, cell.spec.pairs);
         let harmless = Harmless::new(subject.decoder, data)?;
         let mut best: Option<(Trial, String, Vec<Vec<f32>>)> = None;
@@ -95,9 +97,15 @@ impl Range<'_, '_> {
         if let Some(trials) = cell.spec.search_trials {
             let found = self.search_kernel(cell, subject, side, &harmless, &directions, trials)?;
             searched = format!("{trials} kernels tried, chosen on {} validation prompts; ", trial.counts.n);
-            if let Some(found) = found.filter(|found| found.loss() < trial.loss()) {
+            if let Some(found) = found.filter(|found| found.beats(&trial)) {
                 choice = format!("{choice}, {}", described(&found.abliteration));
                 trial = found;
+            }
+        }
+        if let Some(Reweighting::Abliterated(start)) = start {
+            let of_base = self.attempt(subject, &harmless, start.clone())?;
+            if of_base.beats(&trial) {
+                (trial, choice) = (of_base, OF_BASE.into());
             }
         }
         let changed = trial.abliteration.apply(subject.decoder)?;
@@ -105,7 +113,7 @@ impl Range<'_, '_> {
         Ok(Fitted { choice, search, ..reweighed(Reweighting::Abliterated(trial.abliteration)) })
     }
 
-    /// The kernel of least loss: the first half drawn at random, the rest close to the best so far.
+    /// The kernel that none beats: the first half drawn at random, the rest close to the best so far.
     fn search_kernel(
         &self,
         cell: &Cell,
@@ -126,7 +134,7 @@ impl Range<'_, '_> {
             let abliteration = setting.abliteration(directions);
             let key = self.bench.key(&format!("search/{name}"), &(subject.identity, &abliteration));
             let trial = self.units.cached(&key, || self.attempt(subject, harmless, abliteration))?;
-            if best.as_ref().is_none_or(|(_, best)| trial.loss() < best.loss()) {
+            if best.as_ref().is_none_or(|(_, best)| trial.beats(best)) {
                 best = Some((setting, trial));
             }
         }
@@ -154,12 +162,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_is_chosen_by_success_before_anything_else_that_is_counted() {
-        let loss = |successes, open| {
-            let counts = Counts { successes, open, n: 10, ..Counts::default() };
-            Trial { abliteration: Abliteration::whole(vec![1.0]), counts, divergence: 0.5 }.loss()
+    fn a_kernel_is_chosen_as_other_settings_are_then_by_what_harmless_requests_notice() {
+        let trial = |successes, open, divergence| {
+            let counts = Counts { successes, open, n: 96, ..Counts::default() };
+            Trial { abliteration: Abliteration::whole(vec![1.0]), counts, divergence }
         };
-        assert!(loss(1, 1) < loss(0, 10));
-        assert!(loss(1, 5) < loss(1, 4));
+        let rising =
+            [trial(0, 96, 0.0), trial(90, 96, 0.0), trial(91, 91, 5.0), trial(91, 91, 0.5), trial(91, 92, 0.6)];
+        for (at, better) in rising.iter().enumerate() {
+            let beaten: Vec<bool> = rising.iter().map(|other| better.beats(other)).collect();
+            assert_eq!(beaten, (0..rising.len()).map(|other| other < at).collect::<Vec<_>>(), "{better:?}");
+        }
     }
 }

@@ -14,7 +14,6 @@ use crate::attack::learned::{Fit, fit, paper_steps};
 use crate::attack::spec::{AttackKind, AttackSpec, Method, Search};
 use crate::attack::steering::Steering;
 use crate::attack::transport::Transport;
-use crate::intervention::import::{self, Change, Terms};
 use crate::intervention::{Edit, Layers, Positions};
 use crate::math::seed::Stream;
 use crate::model::hooks::Intervention as _;
@@ -66,12 +65,12 @@ pub struct Fitted {
 }
 
 /// One setting of a sweep.
-struct Setting {
+pub(super) struct Setting {
     /// In words.
-    choice: String,
-    edit: Edit,
+    pub(super) choice: String,
+    pub(super) edit: Edit,
     /// Settings with the same number here differ in strength alone and come in its order; what has none has no strength.
-    ladder: Option<usize>,
+    pub(super) ladder: Option<usize>,
 }
 
 /// One setting of a sweep or search, and how it did on the validation hazards.
@@ -94,11 +93,11 @@ pub struct Range<'a, 'u> {
 }
 
 impl Range<'_, '_> {
-    /// The edit of `cell` fitted on `subject`; `start` is the edit fitted on the base, for a search or a sweep.
+    /// The edit of `cell` fitted on `subject`; `start` is what was fitted on the base, for attacks that try it too.
     ///
     /// # Errors
     /// Those of the attack, and [`Error::Interrupted`].
-    pub fn fit(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Edit>) -> Result<Fitted> {
+    pub fn fit(&self, cell: &Cell, subject: Subject<'_>, side: Side, start: Option<&Fitted>) -> Result<Fitted> {
         match &cell.control_of {
             Some(attack) if attack.spec.kind.method() == Method::Given => {
                 return self.like_imported(cell, attack, subject, side);
@@ -108,11 +107,10 @@ impl Range<'_, '_> {
         }
         let spec = settings_on(&cell.spec, side);
         let searched = spec.search.as_ref();
-        let start = start.filter(|_| {
-            searched.is_some() || matches!(spec.kind.method(), Method::Swept | Method::Projected | Method::Weights)
-        });
+        let start = start.filter(|_| spec.tries_base());
+        let (start, start_weights) = (start.map(|start| &start.edit), start.and_then(|start| start.weights.as_ref()));
         let weights = reweighting(cell, side);
-        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start);
+        let what = (subject.identity, &spec, &cell.layers, cell.seed, side.word(), start, start_weights);
         let control = cell.control_of.as_ref().map(|attack| settings(&attack.spec, None));
         let origin = self.bench.source(cell.control_of.as_deref().map_or(&cell.spec, |attack| &attack.spec));
         let changed = (&weights, self.base_of(weights.as_ref()), origin.map(|source| &source.identity));
@@ -130,8 +128,8 @@ impl Range<'_, '_> {
                 (None, Method::Learned(form), None) => self.learn(cell, form, subject, side)?,
                 (None, Method::Swept, _) => self.sweep(cell, subject, start)?,
                 (None, Method::Projected | Method::Weights, _) => self.choose_direction(cell, subject, start)?,
-                (None, Method::Abliterated, _) => self.abliterate(cell, subject, side)?,
-                (None, Method::Mapped, _) => self.transfer(cell, subject, side)?,
+                (None, Method::Abliterated, _) => self.abliterate(cell, subject, side, start_weights)?,
+                (None, Method::Mapped, _) => self.transfer(cell, subject, side, start)?,
                 (None, Method::Control | Method::Given, _) => found(Edit::Identity, 0),
             };
             fitted.relative_norm = relative_norm(subject.decoder, &fitted.edit, &self.bench.evaluation.prompts)?;
@@ -163,67 +161,13 @@ impl Range<'_, '_> {
         })
     }
 
-    fn reweighted(&self, weights: &Reweighting, subject: Subject<'_>) -> Result<Decoder> {
+    pub(super) fn reweighted(&self, weights: &Reweighting, subject: Subject<'_>) -> Result<Decoder> {
         weights.apply(subject.decoder, self.base.map(|base| base.decoder), self.bench)
     }
 
     /// Identity of the base, for a change of weights that depends on it.
     fn base_of(&self, weights: Option<&Reweighting>) -> Option<&str> {
         self.base.filter(|_| weights.is_some_and(Reweighting::needs_base)).map(|base| base.identity)
-    }
-
-    /// The edit, or change of weights, that an artefact of another tool is.
-    fn imported(&self, cell: &Cell, subject: Subject<'_>) -> Result<Fitted> {
-        let spec = &cell.spec;
-        let missing = || Error::usage(format!("`{}`: expected a file to import", cell.name));
-        let file = spec.file.as_deref().ok_or_else(missing)?;
-        let digest = import::digest(file)?.to_string();
-        let what = (subject.identity, settings(spec, None), &spec.layers, &cell.layers, &digest);
-        let key = self.bench.key(&format!("fit/{}", cell.name), &what);
-        self.units.cached(&key, || {
-            let terms = Terms {
-                op: spec.op,
-                scale: spec.scale,
-                layers: (spec.layers != Layers::default()).then(|| cell.layers.clone()),
-                layer_offset: spec.layer_offset.unwrap_or(0),
-            };
-            let imported = import::load(file, &terms, subject.decoder.blueprint())?;
-            let (file, short) = (file.to_owned(), digest[..12].to_owned());
-            let mut fitted = match imported.change {
-                Change::Edit(edit) => {
-                    let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation.prompts)?;
-                    Fitted { relative_norm, ..found(edit, 0) }
-                }
-                Change::Adapters(_) => {
-                    reweighed(Reweighting::Adapters { file, digest: digest.clone(), scale: spec.scale })
-                }
-                Change::Weights { delta, .. } => {
-                    reweighed(Reweighting::Checkpoint { file, digest: digest.clone(), delta })
-                }
-            };
-            fitted.search = format!("{}, sha256 {short}", imported.format.name());
-            if let Some(weights) = &fitted.weights {
-                let changed = self.reweighted(weights, subject)?;
-                fitted.search = format!("{}: {}", fitted.search, spectrum(subject.decoder, &changed)?);
-            }
-            fitted.layers = Some(imported.layers);
-            Ok(fitted)
-        })
-    }
-
-    /// The control of an artefact: random numbers of its kind and size.
-    fn like_imported(&self, cell: &Cell, attack: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
-        let like = self.imported(attack, subject)?;
-        let stream = format!("attack/{}", place(cell, side));
-        let fitted = match like.weights {
-            Some(like) => reweighed(Reweighting::Random { like: Box::new(like), stream }),
-            None => {
-                let edit = self.control_edit(cell, &like.edit, subject, &stream)?;
-                let relative_norm = relative_norm(subject.decoder, &edit, &self.bench.evaluation.prompts)?;
-                Fitted { relative_norm, ..found(edit, 0) }
-            }
-        };
-        Ok(Fitted { layers: like.layers, ..fitted })
     }
 
     fn learn(&self, cell: &Cell, form: Form, subject: Subject<'_>, side: Side) -> Result<Fitted> {
@@ -249,19 +193,13 @@ impl Range<'_, '_> {
     /// Vectors at every coefficient of either sign.
     fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<Setting>> {
         let found = Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
-        let Some(steering) = found else {
-            let choice = "no difference between the classes here".into();
-            return Ok(vec![Setting { choice, edit: Edit::Identity, ladder: None }]);
-        };
-        let mut strengths: Vec<f64> = cell.spec.coefficients.iter().map(|c| c.abs()).collect();
-        upwards(&mut strengths);
-        let signed = strengths.iter().flat_map(|c| [(0, -c), (1, *c)]);
+        let Some(steering) = found else { return Ok(vec![nothing()]) };
         let setting = |(ladder, c): (usize, f64)| Setting {
             choice: format!("coefficient {c}"),
             edit: steering.edit(c),
             ladder: Some(ladder),
         };
-        Ok(signed.map(setting).collect())
+        Ok(of_either_sign(&cell.spec.coefficients).into_iter().map(setting).collect())
     }
 
     /// Maps of few and of all heads from either contrast, at every part of the way.
@@ -309,7 +247,7 @@ impl Range<'_, '_> {
     }
 
     /// The first of the settings that serve the attacker best, and whether it stands at the edge of its ladder.
-    fn strongest(
+    pub(super) fn strongest(
         &self,
         cell: &Cell,
         subject: Subject<'_>,
@@ -338,7 +276,7 @@ impl Range<'_, '_> {
     }
 
     /// A random edit like `edit` that moves the activations of its block as far.
-    fn control_edit(&self, cell: &Cell, edit: &Edit, subject: Subject<'_>, stream: &str) -> Result<Edit> {
+    pub(super) fn control_edit(&self, cell: &Cell, edit: &Edit, subject: Subject<'_>, stream: &str) -> Result<Edit> {
         let random = random_like(edit, &mut Stream::new(self.bench.seed, stream))?;
         as_far(subject.decoder, random, edit, &self.bench.evaluation.prompts, cell.spec.positions)
     }
@@ -350,15 +288,19 @@ impl Range<'_, '_> {
         edit: Edit,
         gradient_evaluations: u64,
     ) -> Result<Candidate> {
-        if self.bench.validation.is_empty() {
-            return Err(Error::input(
-                &cell.name,
-                "expected hazards of split `validation` to choose a setting on, got none",
-            ));
-        }
+        self.check_validation(cell)?;
         let edited = Some((&edit, cell.spec.positions));
         let counts = self.bench.examiner.counts(subject.decoder, &self.bench.validation, edited)?;
         Ok(Candidate { edit, gradient_evaluations, counts })
+    }
+
+    /// Refuses a choice without anything to make it on: the first setting would win.
+    pub(super) fn check_validation(&self, cell: &Cell) -> Result<()> {
+        if self.bench.validation.is_empty() {
+            let problem = "expected hazards of split `validation` to choose a setting on, got none";
+            return Err(Error::input(&cell.name, problem));
+        }
+        Ok(())
     }
 }
 
@@ -383,15 +325,30 @@ fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>], p
     }
 }
 
+/// How a report names what was fitted on the base, where a re-fitted attack does best with that.
+pub(super) const OF_BASE: &str = "that of the base";
+
 /// A setting of a sweep that was fitted on the base: nothing keeps an attacker from trying it too.
-fn of_base(edit: &Edit) -> Setting {
-    Setting { choice: "that of the base".into(), edit: edit.clone(), ladder: None }
+pub(super) fn of_base(edit: &Edit) -> Setting {
+    Setting { choice: OF_BASE.into(), edit: edit.clone(), ladder: None }
+}
+
+/// The only setting of an attack that finds nothing to steer by.
+pub(super) fn nothing() -> Setting {
+    Setting { choice: "no difference between the classes here".into(), edit: Edit::Identity, ladder: None }
 }
 
 /// Each once, from the smallest.
-fn upwards(strengths: &mut Vec<f64>) {
+pub(super) fn upwards(strengths: &mut Vec<f64>) {
     strengths.sort_by(f64::total_cmp);
     strengths.dedup();
+}
+
+/// Every strength with either sign, and the number of its sign: each is a ladder.
+pub(super) fn of_either_sign(coefficients: &[f64]) -> Vec<(usize, f64)> {
+    let mut strengths: Vec<f64> = coefficients.iter().map(|c| c.abs()).collect();
+    upwards(&mut strengths);
+    strengths.into_iter().flat_map(|c| [(0, -c), (1, c)]).collect()
 }
 
 /// Share of the hazards by which a strength has to do better than its neighbour to count as better.
@@ -540,7 +497,7 @@ pub fn kind_name(kind: AttackKind) -> &'static str {
 }
 
 /// The settings that a fit depends on: who measures it, how often and on which blocks is left out.
-fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
+pub(super) fn settings(spec: &AttackSpec, search: Option<&Search>) -> AttackSpec {
     let defaults = Layers::default();
     AttackSpec { layers: defaults, knowledge: vec![], seeds: 1, budget: None, search: search.cloned(), ..spec.clone() }
 }
@@ -575,7 +532,7 @@ pub(super) fn settings_of(fit: &Fit) -> serde_json::Value {
 }
 
 /// Mean `‖Φ(h) − h‖ / ‖h‖` at the last prompt token, for edits of one block's input or output.
-fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
+pub(super) fn relative_norm(decoder: &Decoder, edit: &Edit, prompts: &[Vec<u32>]) -> Result<Option<f64>> {
     norm_of_change(decoder, edit, prompts, Positions::Last)
 }
 

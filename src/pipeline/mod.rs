@@ -8,6 +8,7 @@
 //! Owned here: the order of things, who sees which rows, what goes into OUT and what stays in RUN. Not owned: how an attack
 //! fits ([`crate::attack`]), how a defence trains ([`crate::defence`]), what a figure means ([`crate::report`]).
 
+mod artefact;
 pub mod bench;
 pub mod budget;
 pub mod bundled;

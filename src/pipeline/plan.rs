@@ -59,7 +59,7 @@ pub struct Plan {
     pub run_bytes: u64,
 }
 
-/// Plans a run of `recipe`; nothing but headers, norms, the tokenizer, prompts and task files is read.
+/// Plans a run of `recipe`; nothing but headers, norms, the tokenizer, prompts, task files and attack artefacts is read.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
@@ -67,7 +67,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let located = locate_for(recipe, model, observer)?;
     let checkpoint = Arc::new(Checkpoint::open(&located.dir)?);
     // Names and shapes of all tensors, and the tokenizer.
-    Decoder::stream(&checkpoint, &Device::Cpu)?;
+    let decoder = Decoder::stream(&checkpoint, &Device::Cpu)?;
     let encoder = PromptEncoder::open(&located.dir)?;
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
@@ -82,6 +82,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     };
     let stages = stage_layers(recipe, blueprint.n_layers)?;
     let grid = Grid::new(&recipe.suite, blueprint.n_layers)?;
+    grid.check_artefacts(&decoder)?;
     let tasks = imported(&recipe.utility)?;
     tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());

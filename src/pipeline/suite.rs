@@ -5,23 +5,25 @@
 //! the order of the recipe, whatever finished first. Where a recipe asks for `random` controls, ablations and added
 //! directions get one of their own kind and size as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use super::artefact::{check_artefact, needs_base};
 use super::bench::{Bench, Side, Subject, Units};
 use super::budget::{self, Bill, Cost, Terms};
 use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
 use super::examiner::Counts;
 use super::weights::Reweighting;
-use crate::Result;
 use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Method};
 use crate::event::{Event, Observer};
 use crate::intervention::Positions;
+use crate::model::Decoder;
 use crate::recipe::Suite;
 use crate::report::wording::{percent, ranges};
 use crate::report::{self, Agreement, AttackRow, Budget, Calibration, Outcome, Rates, Shard, SkipReason, SkippedRow};
+use crate::{Error, Result};
 
 /// The cells of a suite, attacks before controls.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,8 @@ pub struct Grid {
     pub skipped: Vec<(Cell, Cost)>,
     /// What the suite grants.
     pub terms: Terms,
+    /// Names that the suite has at several choices of tokens, whichever are selected.
+    shared: BTreeSet<String>,
 }
 
 /// Which cells of a grid are wanted.
@@ -109,7 +113,30 @@ impl Grid {
                 }
             }
         }
+        grid.shared = grid.shared_names();
         Ok(grid)
+    }
+
+    fn shared_names(&self) -> BTreeSet<String> {
+        let mut first: BTreeMap<&str, Positions> = BTreeMap::new();
+        let mut shared = BTreeSet::new();
+        for cell in self.cells() {
+            let positions = cell.spec.positions;
+            if *first.entry(&cell.name).or_insert(positions) != positions {
+                shared.insert(cell.name.clone());
+            }
+        }
+        shared
+    }
+
+    /// Refuses artefacts that `decoder` has no use for: nobody should learn that after hours of work.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the file and what is wrong with it, [`Error::Io`].
+    pub fn check_artefacts(&self, decoder: &Decoder) -> Result<()> {
+        // A row has one, whatever its cells.
+        let mut rows = BTreeSet::new();
+        self.cells().filter(|cell| rows.insert(cell.row)).try_for_each(|cell| check_artefact(cell, decoder))
     }
 
     /// The chosen cells that the suite's budget pays for; chosen ones that it does not pay for are in `skipped`.
@@ -243,7 +270,7 @@ fn like(cell: &Cell) -> Cell {
 /// Fits every cell on the base and measures the base under it.
 ///
 /// # Errors
-/// Those of the attacks, and [`crate::Error::Interrupted`] at a unit's end.
+/// As [`Grid::check_artefacts`], those of the attacks, and [`Error::Interrupted`] at a unit's end.
 pub fn measure_base(
     grid: &Grid,
     bench: &Bench,
@@ -251,6 +278,7 @@ pub fn measure_base(
     units: &Units<'_>,
     observer: &dyn Observer,
 ) -> Result<BaseCells> {
+    grid.check_artefacts(base.decoder)?;
     let range = Range { bench, units, base: Some(base) };
     let progress = Progress::start("attack base", grid.len(), observer);
     let one = |cell: &Cell| {
@@ -289,6 +317,9 @@ pub fn measure_hardened(
     units: &Units<'_>,
     observer: &dyn Observer,
 ) -> Result<(Vec<AttackRow>, Vec<AttackRow>)> {
+    if base.is_none() {
+        grid.check_artefacts(hardened.decoder)?;
+    }
     let range = Range { bench, units, base: base.map(|(base, _)| base) };
     let progress = Progress::start("attack hardened", grid.len(), observer);
     let of_base: Vec<Option<&(Fitted, Counts)>> = match base {
@@ -300,8 +331,7 @@ pub fn measure_hardened(
         let (cell, base) = (cells[*number], of_base[*number]);
         let mut rows = vec![];
         let control = is_control(cell);
-        let stripped = |cell: &Cell| cell.spec.kind == AttackKind::DeltaStrip;
-        if base.is_none() && (stripped(cell) || cell.control_of.as_deref().is_some_and(stripped)) {
+        if base.is_none() && needs_base(cell, hardened.decoder.blueprint())? {
             progress.finish(cell, "left out, the un-hardened base is not given");
             return Ok(rows);
         }
@@ -315,7 +345,7 @@ pub fn measure_hardened(
         }
         let adaptive = !fixed && cell.spec.knowledge.contains(&Knowledge::Adaptive);
         if adaptive || (fixed && base.is_none()) {
-            let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| &fitted.edit))?;
+            let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| fitted))?;
             let counts = range.score(cell, hardened, &fitted)?;
             found.push(format!("re-fitted asr {}", percent(counts.success())));
             let fitted = match base {
@@ -329,7 +359,8 @@ pub fn measure_hardened(
     };
     let numbers: Vec<usize> = (0..cells.len()).collect();
     let (attacks, controls) = numbers.split_at(grid.attacks.len());
-    Ok((rows(each(hardened, attacks, one)?, bench), rows(each(hardened, controls, one)?, bench)))
+    let rows = |numbers| Ok::<_, Error>(rows(grid, each(hardened, numbers, one)?, bench));
+    Ok((rows(attacks)?, rows(controls)?))
 }
 
 /// A choice beside that for the un-hardened model, whose success stands in the same row.
@@ -360,16 +391,16 @@ pub(super) fn is_control(cell: &Cell) -> bool {
 }
 
 /// Joins repetitions: a row of a report is one attack, place and knowledge.
-fn rows(cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
+fn rows(grid: &Grid, cells: Vec<Vec<Measured<'_>>>, bench: &Bench) -> Vec<AttackRow> {
     let mut groups: BTreeMap<(usize, &str, bool, &[usize]), Vec<&Measured<'_>>> = BTreeMap::new();
     for measured in cells.iter().flatten() {
         let cell = measured.cell;
         groups.entry((cell.row, &cell.name, measured.adaptive, &cell.layers)).or_default().push(measured);
     }
-    groups.into_values().map(|group| row(&group, bench)).collect()
+    groups.into_values().map(|group| row(grid, &group, bench)).collect()
 }
 
-fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
+fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let (first, spec) = (group[0], &group[0].cell.spec);
     let control = is_control(first.cell);
     let learned = spec.form().is_some() || spec.kind == AttackKind::Lora;
@@ -384,8 +415,8 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let calibration = bench.calibration.as_ref();
     let place = if placed.acts_on_all() { String::new() } else { format!(" --block {}", ranges(&first.cell.layers)) };
     let at = match spec.positions {
-        Positions::All => String::new(),
-        other => format!(" --positions {}", positions_name(other)),
+        Positions::All if !grid.shared.contains(&first.cell.name) => String::new(),
+        positions => format!(" --positions {}", positions_name(positions)),
     };
     AttackRow {
         name: first.cell.name.clone(),
@@ -393,12 +424,7 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         layers: first.fitted.layers.clone().unwrap_or_else(|| first.cell.layers.clone()),
         positions: positions_name(spec.positions).into(),
         adaptive: first.adaptive,
-        attacker_has_base: first.base.is_some()
-            && !control
-            && match spec.kind.method() {
-                Method::Given | Method::Weights => weights.is_some_and(Reweighting::needs_base),
-                _ => !first.adaptive || starts_from_base(spec),
-            },
+        attacker_has_base: first.base.is_some() && !control && uses_base(first),
         control,
         ungated: weights.is_some_and(Reweighting::is_out_of_scope),
         seeds: group.len() as u64,
@@ -433,8 +459,11 @@ fn row(group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     }
 }
 
-fn starts_from_base(spec: &AttackSpec) -> bool {
-    spec.search.as_ref().is_some_and(|search| search.start_from_base)
+/// Whether an attack's edit was fitted on the base, or could have been, or its weights are made with the base's.
+fn uses_base(measured: &Measured<'_>) -> bool {
+    let (spec, weights) = (&measured.cell.spec, measured.fitted.weights.as_ref());
+    let candidate = spec.kind.method() != Method::Given && (!measured.adaptive || spec.tries_base());
+    candidate || weights.is_some_and(Reweighting::needs_base)
 }
 
 /// Mean over repetitions on the same prompts, with the mean of the interval ends: no more certain than one of them.

@@ -5,7 +5,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Side, Source, Subject};
-use super::cell::{Candidate, Cell, Fitted, Range, found, learned, order, place};
+use super::cell::{Cell, Fitted, Range, Setting, found, learned, nothing, of_base, of_either_sign, place, upwards};
 use crate::attack::direction::{Classes, Contrast, contrasts};
 use crate::attack::learned::fit;
 use crate::attack::spec::AttackKind;
@@ -27,13 +27,18 @@ struct Origin {
 }
 
 impl Range<'_, '_> {
-    /// The edit of a `transferred` row.
-    pub(super) fn transfer(&self, cell: &Cell, subject: Subject<'_>, side: Side) -> Result<Fitted> {
+    /// The edit of a `transferred` row; the base's is a candidate.
+    pub(super) fn transfer(
+        &self,
+        cell: &Cell,
+        subject: Subject<'_>,
+        side: Side,
+        start: Option<&Edit>,
+    ) -> Result<Fitted> {
         let missing = || Error::usage(format!("`{}`: expected a source model and what is fitted on it", cell.name));
         let source = self.bench.source(&cell.spec).ok_or_else(missing)?;
         let of = cell.spec.of.ok_or_else(missing)?;
-        let mut best: Option<(Candidate, String)> = None;
-        let mut evaluations = 0;
+        let (mut settings, mut evaluations, mut ladder) = (vec![], 0, 0);
         for &layer in &cell.layers {
             let from = same_depth(layer, subject.decoder.n_layers(), source.decoder.n_layers());
             let origins = self.origins(cell, of, source, from)?;
@@ -41,27 +46,26 @@ impl Range<'_, '_> {
                 continue;
             }
             let map = self.map(cell, subject, side, source, (from, layer))?;
-            for origin in origins {
-                let arrived = map.carry(&origin.edit, layer)?;
-                evaluations += origin.gradient_evaluations;
-                for strength in strengths(cell, of) {
-                    let edit = arrived.place(&Device::Cpu)?.amplified(strength)?.edit()?;
-                    let candidate = self.candidate(cell, subject, edit, 0)?;
-                    if best.as_ref().is_none_or(|(best, _)| order(&candidate.counts) > order(&best.counts)) {
-                        let explained = percent(map.explained);
-                        let about = &origin.about;
-                        let choice = format!(
-                            "{about}block {from} to block {layer}, strength {strength}, map explains {explained} of the variance"
-                        );
-                        best = Some((candidate, choice));
-                    }
+            let explained = percent(map.explained);
+            for Origin { edit, about, gradient_evaluations } in origins {
+                let arrived = map.carry(&edit, layer)?.place(&Device::Cpu)?;
+                evaluations += gradient_evaluations;
+                for (sign, strength) in strengths(cell, of) {
+                    let choice = format!(
+                        "{about}block {from} to block {layer}, strength {strength}, map explains {explained} of the variance"
+                    );
+                    let edit = arrived.amplified(strength)?.edit()?;
+                    settings.push(Setting { choice, edit, ladder: Some(ladder + sign) });
                 }
+                ladder += SIGNS;
             }
         }
-        let Some((best, choice)) = best else {
-            return Ok(Fitted { search: "no difference between the classes here".into(), ..found(Edit::Identity, 0) });
-        };
-        Ok(Fitted { search: choice.clone(), choice, ..found(best.edit, evaluations) })
+        if settings.is_empty() {
+            settings.push(nothing());
+        }
+        settings.extend(start.map(of_base));
+        let (best, choice, at_edge) = self.strongest(cell, subject, settings)?.ok_or_else(missing)?;
+        Ok(Fitted { search: choice.clone(), choice, at_edge, ..found(best.edit, evaluations) })
     }
 
     fn map(
@@ -118,11 +122,18 @@ impl Range<'_, '_> {
     }
 }
 
-/// Factors on the edit that arrives: of either sign for a direction, which has none of its own.
-fn strengths(cell: &Cell, of: AttackKind) -> Vec<f64> {
+/// Ladders of an edit that arrives: strengths below zero, and above.
+const SIGNS: usize = 2;
+
+/// Factors on the edit that arrives, each with the number of its sign: of either sign for a direction, which has none of its own.
+fn strengths(cell: &Cell, of: AttackKind) -> Vec<(usize, f64)> {
     match (of, cell.spec.coefficients.as_slice()) {
-        (AttackKind::Ablation, _) | (_, []) => vec![1.0],
-        (AttackKind::MeanDifference, given) => given.iter().flat_map(|c| [-c, *c]).collect(),
-        (_, given) => given.to_vec(),
+        (AttackKind::Ablation, _) | (_, []) => vec![(1, 1.0)],
+        (AttackKind::MeanDifference, given) => of_either_sign(given),
+        (_, given) => {
+            let mut given = given.to_vec();
+            upwards(&mut given);
+            given.into_iter().map(|strength| (usize::from(strength > 0.0), strength)).collect()
+        }
     }
 }

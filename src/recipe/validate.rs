@@ -424,6 +424,11 @@ impl Checked for AttackSpec {
         if let Some(steps) = self.steps {
             problems.count(at, "steps", steps, 1, MAX_COUNT);
         }
+        if self.seeds > 1 && !self.draws() {
+            let what = if self.kind == AttackKind::Imported { "an artefact" } else { "what draws nothing at random" };
+            let problem = format!("{what} is the same every time; expected 1, got {}", self.seeds);
+            problems.add(join(at, "seeds"), problem);
+        }
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         if self.knowledge.is_empty() {
             problems.add(join(at, "knowledge"), "expected `frozen`, `adaptive` or both, got an empty list");
@@ -515,10 +520,6 @@ impl AttackSpec {
         }
         if self.kind == Imported && self.file.is_none() {
             problems.add(join(at, "file"), "is missing");
-        }
-        if self.kind == Imported && self.seeds > 1 {
-            problems
-                .add(join(at, "seeds"), format!("an artefact is the same every time; expected 1, got {}", self.seeds));
         }
         if let Some(trials) = self.search_trials {
             problems.count(at, "search_trials", trials, 1, MAX_COUNT);
