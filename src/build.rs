@@ -9,6 +9,9 @@ use std::{env, fs, io};
 /// Folders of `src` that say nothing about numbers.
 const APART: [&str; 4] = ["cli", "hub", "report", "sign"];
 
+/// Files of them that do: kept units hold intervals, and end where a series of looks says so.
+const STATISTICS: [&str; 3] = ["agreement.rs", "interval.rs", "sequential.rs"];
+
 fn main() -> io::Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(io::Error::other)?);
     let mut files = Vec::new();
@@ -18,6 +21,11 @@ fn main() -> io::Result<()> {
             println!("cargo::rerun-if-changed={}", path.display());
             collect(&path, &mut files)?;
         }
+    }
+    for name in STATISTICS {
+        let file = root.join("src/report").join(name);
+        println!("cargo::rerun-if-changed={}", file.display());
+        files.push(file);
     }
     // Versions of the libraries that compute; a packaged crate may come without.
     let lock = root.join("Cargo.lock");

@@ -143,6 +143,7 @@ fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
     assert_eq!(again.hardened, report.hardened);
     assert_eq!(again.attacks, report.attacks, "measuring the published folder gives the published figures");
 
+    // The published recipe has the prompts' name, not their folder.
     let attacked = ran(&[
         "attack",
         &out,
@@ -150,6 +151,8 @@ fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
         &model,
         "--suite",
         &format!("{out}/immunisation/recipe.yaml"),
+        "--data",
+        &world.root().join("prompts.jsonl").display().to_string(),
         "--only",
         "noreft r2 p4 s2 b2",
         "--format",
@@ -485,4 +488,33 @@ fn a_monitor_is_fitted_measured_and_asked() {
     let wrong = ran(&["detect", "score", &model, "--monitor", &path("prompts.jsonl"), "--data", &data]);
     assert_eq!(wrong.code, 3, "{}", wrong.err);
     assert!(wrong.err.contains("prompts.jsonl") && wrong.err.contains("expected safetensors"), "{}", wrong.err);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("immunise"));
+    let output = command.args(["recipe", "show", "demo"]).stdout(full).output().unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{message}");
+    assert!(message.contains("standard output") && message.contains("make room"), "{message}");
+}
+
+#[test]
+fn recipes_and_suites_inside_the_binary_are_listed() {
+    for (what, name) in [("recipes", "demo"), ("suites", "standard")] {
+        let ran = ran(&["list", what]);
+        assert!(ran.code == 0 && ran.out.lines().any(|line| line.starts_with(name)), "{}", ran.out);
+    }
+}
+
+#[test]
+fn a_folder_with_a_private_key_is_not_signed() {
+    let world = World::new();
+    fs::copy(key("p256.pem"), world.model().join("k.pem")).unwrap();
+    let (model, pem) = (world.model().display().to_string(), key("p256.pem").display().to_string());
+    let ran = ran(&["sign", &model, "--key", &pem]);
+    assert!(ran.code == 3 && ran.err.contains("k.pem"), "{}", ran.err);
+    assert!(!world.model().join("model.sig").exists());
 }

@@ -4,12 +4,13 @@ use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 
+use super::attack::SUITES;
 use super::render::Screen;
 use crate::Result;
 use crate::attack::spec::AttackKind;
 use crate::judge::JUDGES;
 use crate::model::families;
-use crate::recipe::Stage;
+use crate::recipe::{EMBEDDED, Stage};
 use crate::utility::spec::Task;
 
 /// List what recipes can name, and who judges answers.
@@ -30,6 +31,10 @@ enum What {
     Defences,
     /// Judges of answers: every rate is the first one's, whatever the recipe.
     Judges,
+    /// Recipes inside the binary.
+    Recipes,
+    /// Suites of attacks inside the binary.
+    Suites,
     /// Utility tasks.
     Tasks,
 }
@@ -41,6 +46,8 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         What::Attacks => documented::<AttackKind>(),
         What::Defences => documented::<Stage>(),
         What::Judges => JUDGES.iter().map(|(name, _)| ((*name).to_owned(), String::new())).collect(),
+        What::Recipes => commented(&EMBEDDED),
+        What::Suites => commented(&SUITES),
         What::Tasks => documented::<Task>(),
     };
     if screen.json() {
@@ -61,6 +68,17 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     Ok(0)
 }
 
+/// Names of embedded files, with the first sentence of the comment that each begins with.
+fn commented(files: &[(&str, &str)]) -> Vec<(String, String)> {
+    let about = |text: &str| {
+        let comment = text.lines().map_while(|line| line.strip_prefix("# ")).collect::<Vec<_>>().join(" ");
+        // A sentence ends where another begins, not within "Llama 3.2" or "e.g. this".
+        let end = comment.match_indices(". ").find(|(at, _)| comment[at + 2..].starts_with(char::is_uppercase));
+        end.map_or(comment.clone(), |(at, _)| comment[..=at].to_owned())
+    };
+    files.iter().map(|(name, text)| ((*name).to_owned(), about(text))).collect()
+}
+
 /// Names and first lines of a registry's entries, from its JSON Schema.
 fn documented<T: JsonSchema>() -> Vec<(String, String)> {
     let schema = schemars::schema_for!(T).to_value();
@@ -77,6 +95,13 @@ fn documented<T: JsonSchema>() -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use crate::recipe::STAGE_KINDS;
+
+    #[test]
+    fn every_embedded_file_says_what_it_is_for() {
+        for (name, about) in [commented(&EMBEDDED), commented(&SUITES)].concat() {
+            assert!(about.ends_with('.') && about.len() > 20, "{name}: `{about}` is no sentence");
+        }
+    }
 
     #[test]
     fn every_registry_is_listed_with_what_its_entries_are() {

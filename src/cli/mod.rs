@@ -74,7 +74,7 @@ pub fn main() -> u8 {
     let cli = Cli::parse();
     start_workers(cli.global.threads);
     let screen = Screen::new(&cli.global);
-    match dispatch(&cli.command, &screen) {
+    match dispatch(&cli.command, &screen).and_then(|code| screen.written().map(|()| code)) {
         Ok(code) => code,
         Err(error) => {
             screen.error(&error);

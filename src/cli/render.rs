@@ -4,10 +4,12 @@
 //! elsewhere plain lines, and with `--progress json` an object a line, for programs. Colours follow `NO_COLOR`,
 //! `TERM=dumb`, `--no-color` and whether the stream is a terminal; tables are as wide as `COLUMNS` or the terminal.
 
+use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::Mutex;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -17,10 +19,10 @@ use terminal_size::{Height, Width, terminal_size_of};
 
 use super::arguments::{Format, Global, Progress};
 use super::pace::{Pace, left};
-use crate::Error;
 use crate::event::{Event, Observer};
 use crate::report::Report;
 use crate::report::text::{self, Detail, Line, Tone};
+use crate::{Error, Result};
 
 /// Tables are not drawn wider, however wide the terminal is.
 const WIDEST: usize = 160;
@@ -42,6 +44,8 @@ pub struct Screen {
     live: Option<ProgressBar>,
     started: Instant,
     pace: Mutex<Pace>,
+    /// The first result that could not be written.
+    unwritten: Mutex<Option<io::Error>>,
 }
 
 impl Screen {
@@ -73,6 +77,7 @@ impl Screen {
             }),
             started: Instant::now(),
             pace: Mutex::default(),
+            unwritten: Mutex::default(),
         }
     }
 
@@ -81,11 +86,28 @@ impl Screen {
         self.format == Format::Json
     }
 
-    /// Writes a result.
+    /// Writes a result as it is.
     pub fn out(&self, text: &str) {
         self.settle();
-        // A reader that went away (`| head`) is no error of ours.
-        let _ = io::stdout().lock().write_all(text.as_bytes());
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            // A reader that went away (`| head`) is no error of ours.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether every result could be written.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the first that could not: the disk that stdout goes to is full, say.
+    pub fn written(&self) -> Result<()> {
+        match self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(Error::io(Path::new("standard output"), error)),
+            None => Ok(()),
+        }
     }
 
     /// Writes a result as JSON.
@@ -122,7 +144,7 @@ impl Screen {
                 Tone::Caution => "33",
                 Tone::Bad => "31",
             };
-            text += &paint(self.colour_out, code, &line.text);
+            text += &paint(self.colour_out, code, &harmless(&line.text));
             text.push('\n');
         }
         self.out(&text);
@@ -145,7 +167,7 @@ impl Screen {
             object[event] = serde_json::to_value(value).unwrap_or_default();
             self.print(&object.to_string());
         } else {
-            self.print(text.trim_end_matches('\n'));
+            self.print(&harmless(text.trim_end_matches('\n')));
         }
     }
 
@@ -168,11 +190,11 @@ impl Screen {
         }
         let hint = format!("\n{} ", paint(self.colour_err, "1;36", HINT.trim()));
         let word = paint(self.colour_err, code, &format!("{word}:"));
-        self.print(&format!("{word} {}", text.replace(HINT, &hint)));
+        self.print(&format!("{word} {}", harmless(text).replace(HINT, &hint)));
     }
 
     fn note(&self, text: &str) {
-        if self.objects { self.object(json!({"event": "note", "text": text})) } else { self.print(text) }
+        if self.objects { self.object(json!({"event": "note", "text": text})) } else { self.print(&harmless(text)) }
     }
 
     fn object(&self, value: Value) {
@@ -194,7 +216,7 @@ impl Screen {
     }
 
     fn stage_started(&self, stage: &str, units: usize) {
-        self.pace.lock().unwrap_or_else(std::sync::PoisonError::into_inner).begin(stage, self.started.elapsed());
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).begin(stage, self.started.elapsed());
         if self.objects {
             return self.object(json!({"event": "stage", "stage": stage, "units": units}));
         }
@@ -208,7 +230,7 @@ impl Screen {
     }
 
     fn unit_finished(&self, stage: &str, done: usize, units: usize, detail: &str) {
-        let mut pace = self.pace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let remaining = pace.finish(stage, done, units, self.started.elapsed());
         drop(pace);
         if self.objects {
@@ -216,6 +238,7 @@ impl Screen {
             let unit = json!({"event": "unit", "stage": stage, "done": done, "units": units, "detail": detail, "seconds_left": seconds});
             return self.object(unit);
         }
+        let detail = harmless(detail);
         let text = format!("{stage} {done}/{units}: {detail}");
         match &self.live {
             Some(bar) => {
@@ -263,6 +286,12 @@ pub fn say_stopping() {
     }
 }
 
+/// `text` without characters that steer a terminal: names of files and of rows come from strangers.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |character: char| character.is_control() && character != '\n';
+    if text.contains(steers) { text.replace(steers, "\u{fffd}").into() } else { text.into() }
+}
+
 fn write_err(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -284,5 +313,11 @@ mod tests {
         let widths =
             [(None, None), (Some("80"), Some(120)), (None, Some(120)), (Some("9"), None), (Some("x"), Some(500))];
         assert_eq!(widths.map(|(columns, terminal)| width(columns, terminal)), [100, 80, 120, 72, 160]);
+    }
+
+    #[test]
+    fn nothing_that_steers_a_terminal_reaches_it() {
+        assert_eq!(harmless("a\u{1b}[2Jb\r\u{9b}c\nd é"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\nd é");
+        assert!(matches!(harmless("plain\ntext"), Cow::Borrowed(_)));
     }
 }

@@ -11,16 +11,13 @@
 mod cue;
 mod cue_languages;
 mod degeneracy;
-mod excerpt;
 pub mod guard;
 pub mod llama_guard;
 mod normalise;
 mod refusal;
-pub mod target;
 mod topic;
 
 pub use degeneracy::is_degenerate;
-pub use excerpt::redact;
 pub use refusal::{RefusalText, refused};
 pub use topic::{content_words, mentions};
 
@@ -47,7 +44,7 @@ impl Judged {
 
 /// Judges answers one at a time; pure, so that a report can be re-judged from its stored answers.
 pub trait Judge: Send + Sync {
-    /// The name under which recipes and reports know this judge.
+    /// The name under which reports know this judge.
     fn name(&self) -> &'static str;
     /// Judges `answer` as the reply to `example.prompt`.
     fn judge(&self, example: &Example, answer: &str) -> Judged;
@@ -76,15 +73,9 @@ impl Judge for Composite {
 /// Makes one judge; what the registry holds.
 type Make = fn() -> Box<dyn Judge>;
 
-/// Every judge, by the name that recipes use.
+/// Every judge, by the name that reports know it under; rates are the first one's.
 pub const JUDGES: &[(&str, Make)] =
     &[("composite", || Box::new(Composite)), ("refusal-text", || Box::new(RefusalText))];
-
-/// The judge of this name, if there is one.
-#[must_use]
-pub fn by_name(name: &str) -> Option<Box<dyn Judge>> {
-    JUDGES.iter().find(|(known, _)| *known == name).map(|(_, make)| make())
-}
 
 #[cfg(test)]
 mod tests {
@@ -144,8 +135,6 @@ mod tests {
     fn every_registered_judge_answers_to_its_name() {
         for (name, make) in JUDGES {
             assert_eq!(make().name(), *name);
-            assert!(by_name(name).is_some());
         }
-        assert!(by_name("no-such-judge").is_none());
     }
 }

@@ -198,15 +198,16 @@ fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start..start + length + 2];
+        // An end is looked for behind the beginning: `{%}` is no tag.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, after) = rest[start..].split_at(length + 4);
         result += &rest[..start];
-        match tag[2..length].trim_matches(['-', '+']).trim() {
+        match tag[2..length + 2].trim_matches(['-', '+']).trim() {
             "generation" => result += &tag.replace("generation", "if true"),
             "endgeneration" => result += &tag.replace("endgeneration", "endif"),
             _ => result += tag,
         }
-        rest = &rest[start + length + 2..];
+        rest = after;
     }
     result + rest
 }
@@ -310,6 +311,14 @@ mod tests {
             Message::new("user", "it's <b> & \"c\""),
             Message::new("assistant", "é 🙂"),
         ]
+    }
+
+    #[test]
+    fn a_tag_that_ends_within_its_beginning_is_no_tag() {
+        assert_eq!(without_generation_tags("a{%}b"), "a{%}b");
+        assert_eq!(without_generation_tags("{{ '{%}' }}{% generation %}x"), "{{ '{%}' }}{% generation %}x");
+        assert_eq!(without_generation_tags("{%- generation +%}x{%endgeneration%}"), "{%- if true +%}x{%endif%}");
+        assert!(ChatTemplate::compile("inline", "a{%}b".into(), vec![]).is_err());
     }
 
     #[test]

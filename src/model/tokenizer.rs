@@ -36,6 +36,10 @@ impl Tokenizer {
             return Err(Error::file(&path, "expected a tokenizer whose text grows little when it is normalised")
                 .hint("its replacements in a row would make a short text fill the memory"));
         }
+        if strips_ends(&json["decoder"]) {
+            let problem = "expected a tokenizer, got one whose decoder strips the ends of its tokens";
+            return Err(Error::file(&path, problem).hint("a token shorter than what is stripped can't be decoded"));
+        }
         if let Some(token) = undefined(&json["post_processor"]) {
             let problem =
                 format!("expected a tokenizer, got one whose template names `{token}` and does not define it");
@@ -83,6 +87,13 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+/// Whether a decoder strips characters off the ends of tokens, which the library does without a look at their length: no known model
+/// asks for it.
+fn strips_ends(decoder: &Value) -> bool {
+    let own = decoder["type"] == "Strip" && decoder["stop"].as_u64().is_some_and(|stop| stop > 0);
+    own || decoder["decoders"].as_array().into_iter().flatten().any(strips_ends)
 }
 
 /// A special token that a post-processor names and does not define: it would be looked up without a check.
@@ -134,6 +145,20 @@ mod tests {
         std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": \"1.0\"").unwrap();
         let error = Tokenizer::open(dir.path()).err().unwrap();
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn a_decoder_that_would_cut_into_empty_tokens_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer_files(dir.path()).unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let mut json: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let strip = |stop: u64| serde_json::json!({ "type": "Strip", "content": " ", "start": 1, "stop": stop });
+        for (stop, opens) in [(0, true), (1, false)] {
+            json["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [{ "type": "Fuse" }, strip(stop)] });
+            std::fs::write(&path, json.to_string()).unwrap();
+            assert_eq!(Tokenizer::open(dir.path()).is_ok(), opens);
+        }
     }
 
     #[test]
