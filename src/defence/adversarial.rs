@@ -102,65 +102,19 @@ pub fn run(
     let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
     let questions = Questions::new(spec, data, Noise::of(spec.prompt_noise, &everything));
+    let outer = Outer { spec, adapted: &adapted, anchors: &anchors, questions: &questions };
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
-    let mut run = Run {
-        step: 0,
-        adam: AdamW::new(adapters.vars(), settings),
-        draws: Stream::new(seed, "adversarial/batches"),
-        losses: [0.0; 2],
-        mean: Mean::default(),
-    };
+    let mut run = Run::new(AdamW::new(adapters.vars(), settings), Stream::new(seed, "adversarial/batches"));
     if let Some(kept) = store.get(STATE).and_then(|bytes| Snapshot::from_bytes(&bytes).ok()) {
         run.restore(&kept)?;
         adversary.restore(&kept, decoder)?;
         observer.event(Event::Note(format!("adversarial: {} of {} steps are kept", run.step, spec.steps)));
     }
     while run.step < spec.steps {
-        let share = 1.0 / adversary.edits().max(1) as f64;
-        let batches: Vec<[Vec<Asked<'_>>; 3]> =
-            (0..adversary.edits()).map(|_| questions.batches(adversary.edits(), &mut run.draws)).collect();
-        let gradients =
-            |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(run.adam.vars(), batches.len(), loss);
-        let frozen = adapted.merged()?;
-        // What the anchors ask for does not depend on the edits: it fills the time of workers whose edit is found sooner.
-        let (edits, clean) = rayon::join(
-            || adversary.attack(&frozen, run.step),
-            || {
-                gradients(&|shard| {
-                    Ok((anchors.divergence(&adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)
-                })
-            },
-        );
-        let (edits, (clean, clean_losses)) = (edits?, clean?);
-        let (attacked, attacked_losses) = gradients(&|shard| {
-            let (edit, positions) = &edits[shard];
-            let edit = Some((edit, *positions));
-            let refused = anchors.divergence(&adapted, &batches[shard][0], edit)?;
-            let loss = match batches[shard][2].as_slice() {
-                [] => refused,
-                rows => (refused + anchors.divergence(&adapted, rows, edit)?)?,
-            };
-            Ok((loss * share)?)
-        })?;
-        let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
-        let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
-        run.adam.step(&summed(attacked, clean)?, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
-        let reached: Vec<f64> = attacked_losses
-            .iter()
-            .map(|loss| Ok(whole_loss(std::slice::from_ref(loss))? / share))
-            .collect::<Result<_>>()?;
-        adversary.reached(&reached);
-        let clean_loss = whole_loss(&clean_losses)? / spec.kl_weight.max(f64::MIN_POSITIVE);
-        run.count([reached.iter().sum::<f64>() * share, clean_loss]);
+        let losses = outer.step(&mut run, adversary)?;
+        run.count(losses);
         if run.step.is_multiple_of(REPORT_EVERY) || run.step == spec.steps {
-            let [attack, clean] = run.losses;
-            let most = adversary.strongest().map_or_else(String::new, |(name, most)| format!(" ({name}: {most:.3})"));
-            observer.event(Event::UnitFinished {
-                stage: "adversarial".into(),
-                done: run.step,
-                units: spec.steps,
-                detail: format!("under attack {attack:.3} nats{most}, clean {clean:.4} nats from the original"),
-            });
+            observer.event(run.progress(spec, adversary));
             if run.step as f64 > spec.steps as f64 * (1.0 - spec.average) {
                 run.mean.add(adapters.deltas()?);
             }
@@ -177,6 +131,58 @@ pub fn run(
         _ => adapters.export_instead(run.mean.deltas)?,
     };
     Ok(StageOutcome { adapters, blocks: Vec::new(), figures })
+}
+
+/// What an outer step works on.
+struct Outer<'a> {
+    spec: &'a AdversarialSpec,
+    /// The decoder with what is trained.
+    adapted: &'a Decoder,
+    anchors: &'a Anchors<'a>,
+    questions: &'a Questions<'a>,
+}
+
+impl Outer<'_> {
+    /// Takes one step of the optimiser; returns the mean divergence under its edits and the clean one, nats per answer token.
+    fn step(&self, run: &mut Run, adversary: &mut dyn PoolAdversary) -> Result<[f64; 2]> {
+        let Self { spec, adapted, anchors, questions } = self;
+        let share = 1.0 / adversary.edits().max(1) as f64;
+        let batches: Vec<[Vec<Asked<'_>>; 3]> =
+            (0..adversary.edits()).map(|_| questions.batches(adversary.edits(), &mut run.draws)).collect();
+        let gradients =
+            |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(run.adam.vars(), batches.len(), loss);
+        let frozen = adapted.merged()?;
+        // What the anchors ask for does not depend on the edits: it fills the time of workers whose edit is found sooner.
+        let (edits, clean) = rayon::join(
+            || adversary.attack(&frozen, run.step),
+            || {
+                gradients(&|shard| {
+                    Ok((anchors.divergence(adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)
+                })
+            },
+        );
+        let (edits, (clean, clean_losses)) = (edits?, clean?);
+        let (attacked, attacked_losses) = gradients(&|shard| {
+            let (edit, positions) = &edits[shard];
+            let edit = Some((edit, *positions));
+            let refused = anchors.divergence(adapted, &batches[shard][0], edit)?;
+            let loss = match batches[shard][2].as_slice() {
+                [] => refused,
+                rows => (refused + anchors.divergence(adapted, rows, edit)?)?,
+            };
+            Ok((loss * share)?)
+        })?;
+        let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
+        let warm = ((run.step + 1) as f64 / 20.0).min(1.0);
+        run.adam.step(&summed(attacked, clean)?, spec.learning_rate * warm * (0.1 + 0.9 * rate))?;
+        let reached: Vec<f64> = attacked_losses
+            .iter()
+            .map(|loss| Ok(whole_loss(std::slice::from_ref(loss))? / share))
+            .collect::<Result<_>>()?;
+        adversary.reached(&reached);
+        let clean_loss = whole_loss(&clean_losses)? / spec.kl_weight.max(f64::MIN_POSITIVE);
+        Ok([reached.iter().sum::<f64>() * share, clean_loss])
+    }
 }
 
 /// What changes from step to step.
@@ -234,6 +240,21 @@ impl Mean {
 }
 
 impl Run {
+    fn new(adam: AdamW, draws: Stream) -> Self {
+        Self { step: 0, adam, draws, losses: [0.0; 2], mean: Mean::default() }
+    }
+
+    fn progress(&self, spec: &AdversarialSpec, adversary: &dyn PoolAdversary) -> Event {
+        let [attack, clean] = self.losses;
+        let most = adversary.strongest().map_or_else(String::new, |(name, most)| format!(" ({name}: {most:.3})"));
+        Event::UnitFinished {
+            stage: "adversarial".into(),
+            done: self.step,
+            units: spec.steps,
+            detail: format!("under attack {attack:.3} nats{most}, clean {clean:.4} nats from the original"),
+        }
+    }
+
     fn count(&mut self, losses: [f64; 2]) {
         let decay = if self.step == 0 { 0.0 } else { 0.95 };
         for (mean, loss) in self.losses.iter_mut().zip(losses) {
