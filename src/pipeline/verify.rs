@@ -176,23 +176,7 @@ impl<'a> Trial<'a> {
         for row in attacks.iter_mut().chain(&mut controls) {
             row.reproduce = format!("immunise attack .{given} {} {}", self.plan, row.reproduce);
         }
-        let of_base = base.map(|(model, _)| (model.identity(), &model.decoder));
-        let files: Vec<&str> = bench.tasks.iter().map(HarnessTask::digest).collect();
-        let base_name = of_base.as_ref().map(|(name, _)| name);
-        let key = bench.key("utility rows", &(base_name, &identity, self.utility, files));
-        if !self.utility.is_empty() {
-            observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
-        }
-        let utility = units.cached(&key, || {
-            let base = of_base.as_ref().map(|(_, decoder)| *decoder);
-            price(self, &bench.tasks, base, &hardened.decoder, &bench.examiner)
-        })?;
-        let names = row_names(self.utility, &bench.tasks);
-        if !utility.iter().map(|row| &row.task).eq(&names) {
-            // A task without a row would be a gate that nobody decides: a pass for want of a measurement.
-            let problem = format!("expected {} rows, got {}", names.len(), utility.len());
-            return Err(Error::input("utility", problem));
-        }
+        let utility = self.utility_rows(bench, base.map(|(model, _)| model), hardened, units, observer)?;
         let mut report = Report {
             schema_version: crate::report::schema::SCHEMA_VERSION,
             tool: Tool::this(),
@@ -201,20 +185,7 @@ impl<'a> Trial<'a> {
             device: device::kind(hardened.decoder.device()).into(),
             simd: device::simd().into(),
             shard: self.selection.shard,
-            base: match base {
-                Some((base, _)) => BaseModel {
-                    source: base.located.source.clone(),
-                    revision: base.located.revision.clone(),
-                    access: self.access,
-                    digests: base.digests.clone(),
-                },
-                None => BaseModel {
-                    source: "not given".into(),
-                    revision: None,
-                    access: self.access,
-                    digests: BTreeMap::new(),
-                },
-            },
+            base: self.base_model(base.map(|(model, _)| model)),
             hardened: Hardened {
                 digests: hardened.digests.clone(),
                 delta: match base {
@@ -234,6 +205,41 @@ impl<'a> Trial<'a> {
         };
         report.conclude(self.thresholds);
         Ok(report)
+    }
+
+    /// What utility costs, a row for every task that is asked for.
+    fn utility_rows(
+        &self,
+        bench: &Bench,
+        base: Option<&Model>,
+        hardened: &Model,
+        units: &Units<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Vec<UtilityRow>> {
+        if !self.utility.is_empty() {
+            observer.event(Event::StageStarted { stage: "utility".into(), units: self.utility.len() });
+        }
+        let files: Vec<&str> = bench.tasks.iter().map(HarnessTask::digest).collect();
+        let key = bench.key("utility rows", &(base.map(Model::identity), hardened.identity(), self.utility, files));
+        let rows = units.cached(&key, || {
+            price(self, &bench.tasks, base.map(|model| &model.decoder), &hardened.decoder, &bench.examiner)
+        })?;
+        let names = row_names(self.utility, &bench.tasks);
+        if !rows.iter().map(|row| &row.task).eq(&names) {
+            // A task without a row would be a gate that nobody decides: a pass for want of a measurement.
+            let problem = format!("expected {} rows, got {}", names.len(), rows.len());
+            return Err(Error::input("utility", problem));
+        }
+        Ok(rows)
+    }
+
+    fn base_model(&self, base: Option<&Model>) -> BaseModel {
+        BaseModel {
+            source: base.map_or_else(|| "not given".into(), |model| model.located.source.clone()),
+            revision: base.and_then(|model| model.located.revision.clone()),
+            access: self.access,
+            digests: base.map(|model| model.digests.clone()).unwrap_or_default(),
+        }
     }
 }
 
