@@ -3,8 +3,6 @@
 //! Only files that were opened from disk get here; a decoder that is still in training never does. Without a base
 //! nothing can be carried over and no row counts, so the report says so and its verdict cannot be a pass.
 
-use std::collections::BTreeMap;
-
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
