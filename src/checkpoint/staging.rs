@@ -1,4 +1,4 @@
-//! A folder that appears at its final place complete, or not at all.
+//! A folder, or a file, that appears at its final place complete, or not at all.
 //!
 //! Everything is written into a hidden sibling of the target, so that publishing is one rename within a file system;
 //! whoever looks at the target sees no half-written model. Dropping an unpublished folder removes it. What a killed process
@@ -6,7 +6,7 @@
 //! the lock when its owner ends, however it ends.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +28,8 @@ pub struct Staged {
 const ATTEMPTS: (usize, Duration) = (20, Duration::from_millis(50));
 /// Random characters that end a hidden folder's name.
 const RANDOM: usize = 6;
+/// Start of the names of files in the making.
+pub const PARTIAL: &str = ".partial-";
 
 impl Staged {
     /// Makes an empty folder beside `target`, creating the folders above it.
@@ -165,6 +167,24 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Writes a file under a temporary name beside its place, flushes it to the disk and renames it: a reader sees the old file or the new
+/// one. Missing folders are made; permissions are those of any new file, where a temporary file's own would leave it readable by
+/// nobody else. A killed process can leave a file whose name begins with [`PARTIAL`].
+///
+/// *Errors*: [`Error::Io`].
+pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = |error| Error::io(path, error);
+    let folder = parent_of(path);
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.prefix(PARTIAL).tempfile_in(folder).map_err(failed)?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    sync_folder(folder)
 }
 
 /// Whether a folder can be made at `target`: nothing is there, or an empty folder.

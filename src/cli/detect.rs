@@ -9,6 +9,7 @@ use super::arguments::Compute;
 use super::harden::recipe_for;
 use super::render::Screen;
 use crate::checkpoint::files;
+use crate::checkpoint::staging::write_atomically;
 use crate::detect::{Loss, Monitor};
 use crate::event::{Event, Observer as _};
 use crate::pipeline::detect::{Detected, Settings, fit, flags, score};
@@ -17,7 +18,6 @@ use crate::pipeline::model::keep_apart;
 use crate::pipeline::{Model, locate, prompt_set, switch};
 use crate::report::Measured;
 use crate::report::wording::percent;
-use crate::sign::write_atomically;
 use crate::{Error, Result};
 
 /// Fit or measure a detector of hazardous requests, for whoever hosts a model.

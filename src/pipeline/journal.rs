@@ -15,7 +15,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Digest;
-use crate::checkpoint::staging::check_writable;
+use crate::checkpoint::staging::{PARTIAL, check_writable, write_atomically};
 use crate::defence::UnitStore;
 use crate::{Error, Result};
 
@@ -31,8 +30,6 @@ const UNITS: &str = "units";
 const INPUTS: &str = "run.json";
 /// First word of a unit file; the number changes with its layout.
 const MAGIC: &str = "immunise-unit-1";
-/// Start of the names of files in the making.
-const PARTIAL: &str = ".partial-";
 
 /// Asks a run to stop at the next unit's boundary; shared with a signal handler.
 #[derive(Debug, Clone, Default)]
@@ -188,7 +185,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, relative: &str, bytes: &[u8]) -> Result<()> {
-        write_durably(&self.dir.join(relative), bytes)
+        write_atomically(&self.dir.join(relative), bytes)
     }
 
     /// Returns [`Error::Interrupted`] when somebody asked the run to stop.
@@ -223,7 +220,7 @@ impl UnitStore for Journal {
         }
         let mut content = format!("{MAGIC} {}\n{key}\n", Digest::of(bytes)).into_bytes();
         content.extend_from_slice(bytes);
-        write_durably(&self.unit(key), &content)?;
+        write_atomically(&self.unit(key), &content)?;
         self.check()
     }
 }
@@ -297,24 +294,6 @@ fn remove_partial(dir: &Path) -> Result<()> {
         if entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL)) {
             remove(&entry.path())?;
         }
-    }
-    Ok(())
-}
-
-/// Temporary file beside the target, flushed to the disk, renamed: a reader sees the old content or the new one. Permissions are those
-/// of any new file: who collects a run's report need not be who ran it.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |error| Error::io(path, error);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    create(folder)?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(PARTIAL).tempfile_in(folder).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub mod manifest;
 mod pem;
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::Path;
 
 pub use bundle::Bundle;
@@ -30,6 +30,7 @@ pub use key::{Curve, SigningKey, VerifyingKey};
 pub use manifest::{Manifest, Resource, SIGNATURE_FILE};
 
 use self::folder::Links;
+use crate::checkpoint::staging::write_atomically;
 use crate::error::{Error, Result};
 
 /// A signature file larger than this is something else: 64 MiB, some 300,000 files.
@@ -126,19 +127,4 @@ fn read_signature(dir: &Path) -> Result<Vec<u8>> {
         return Err(failed(format!("expected at most {MAX_SIGNATURE_FILE} bytes, got {}", metadata.len())));
     }
     fs::read(&path).map_err(|source| Error::io(path, source))
-}
-
-/// Writes a file under a temporary name beside its place and renames it, so that a reader sees the old file or the
-/// new one. Missing folders are made; the permissions are those of any new file, where a temporary file's own would
-/// leave it readable by nobody else.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
-    let failed = |source| Error::io(path, source);
-    let folder = path.parent().ok_or_else(|| Error::file(path, "expected a file name, got a root folder"))?;
-    fs::create_dir_all(folder).map_err(failed)?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.prefix(".immunise-").tempfile_in(folder).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(path).map(drop).map_err(|error| failed(error.error))
 }
