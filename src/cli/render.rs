@@ -36,6 +36,7 @@ pub struct Screen {
     objects: bool,
     quiet: bool,
     verbose: bool,
+    terminal_out: bool,
     colour_out: bool,
     colour_err: bool,
     width: usize,
@@ -63,6 +64,7 @@ impl Screen {
             objects,
             quiet: global.quiet,
             verbose: global.verbose > 0,
+            terminal_out: io::stdout().is_terminal(),
             colour_out: !plain && io::stdout().is_terminal(),
             colour_err: !plain && !objects && io::stderr().is_terminal(),
             width: width(env::var("COLUMNS").ok().as_deref(), size.map(|(width, _)| width)),
@@ -86,8 +88,12 @@ impl Screen {
         self.format == Format::Json
     }
 
-    /// Writes a result as it is.
+    /// Writes a result: as it is, but for what would steer a terminal that it goes to.
     pub fn out(&self, text: &str) {
+        if self.terminal_out { self.write(&harmless(text)) } else { self.write(text) }
+    }
+
+    fn write(&self, text: &str) {
         self.settle();
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -147,7 +153,7 @@ impl Screen {
             text += &paint(self.colour_out, code, &harmless(&line.text));
             text.push('\n');
         }
-        self.out(&text);
+        self.write(&text);
     }
 
     /// Says something to the person at the terminal.
@@ -288,7 +294,7 @@ pub fn say_stopping() {
 
 /// `text` without characters that steer a terminal: names of files and of rows come from strangers.
 fn harmless(text: &str) -> Cow<'_, str> {
-    let steers = |character: char| character.is_control() && character != '\n';
+    let steers = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
     if text.contains(steers) { text.replace(steers, "\u{fffd}").into() } else { text.into() }
 }
 
@@ -317,7 +323,7 @@ mod tests {
 
     #[test]
     fn nothing_that_steers_a_terminal_reaches_it() {
-        assert_eq!(harmless("a\u{1b}[2Jb\r\u{9b}c\nd é"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\nd é");
+        assert_eq!(harmless("a\u{1b}[2Jb\r\u{9b}c\nd\té"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}c\nd\té");
         assert!(matches!(harmless("plain\ntext"), Cow::Borrowed(_)));
     }
 }
