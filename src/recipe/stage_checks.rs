@@ -9,16 +9,12 @@ impl Checked for EtSpec {
         for (key, value) in [("rank", self.rank), ("attack_rank", self.attack_rank)] {
             problems.count(at, key, value, 1, MAX_RANK);
         }
-        let counts = [("attack_pairs", self.attack_pairs), ("batch", self.batch), ("prompts", self.prompts)];
-        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
-            problems.count(at, key, value, 1, MAX_COUNT);
-        }
+        let counts = [("attack_pairs", self.attack_pairs), ("prompts", self.prompts), ("rounds", self.rounds)];
+        check_local(at, counts, self.anchors, self.lambda, self.accept_below, problems);
+        problems.count(at, "batch", self.batch, 1, MAX_COUNT);
         // No step at all is allowed: it must leave every byte as it was, and a test says so.
         problems.count(at, "steps", self.steps, 0, MAX_COUNT);
-        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
-        problems.within(at, "lambda", self.lambda, 1e6);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
-        problems.within(at, "accept_below", self.accept_below, 1.0);
     }
 }
 
@@ -26,15 +22,28 @@ impl Checked for EtClosedSpec {
     fn check(&self, at: &str, problems: &mut Problems) {
         problems.count(at, "rank", self.rank, 0, MAX_RANK);
         problems.count(at, "attack_rank", self.attack_rank, 1, MAX_RANK);
-        let counts = [("bank", self.bank), ("attack_pairs", self.attack_pairs), ("prompts", self.prompts)];
-        for (key, value) in counts.into_iter().chain([("rounds", self.rounds)]) {
-            problems.count(at, key, value, 1, MAX_COUNT);
-        }
-        problems.count(at, "anchors", self.anchors, 0, MAX_COUNT);
-        problems.within(at, "lambda", self.lambda, 1e6);
+        let counts = [("attack_pairs", self.attack_pairs), ("prompts", self.prompts), ("rounds", self.rounds)];
+        check_local(at, counts, self.anchors, self.lambda, self.accept_below, problems);
+        problems.count(at, "bank", self.bank, 1, MAX_COUNT);
         problems.positive(at, "mu", self.mu, 1e6);
-        problems.within(at, "accept_below", self.accept_below, 1.0);
     }
+}
+
+/// What block-local stages have in common: `counts` are of what at least one is needed of.
+fn check_local(
+    at: &str,
+    counts: [(&str, usize); 3],
+    anchors: usize,
+    lambda: f64,
+    accept_below: f64,
+    problems: &mut Problems,
+) {
+    for (key, value) in counts {
+        problems.count(at, key, value, 1, MAX_COUNT);
+    }
+    problems.count(at, "anchors", anchors, 0, MAX_COUNT);
+    problems.within(at, "lambda", lambda, 1e6);
+    problems.within(at, "accept_below", accept_below, 1.0);
 }
 
 impl Checked for HarmVectorSpec {
