@@ -344,6 +344,7 @@ fn the_lives_of_a_learned_edit_go_through_the_choices_of_tokens() {
 fn a_joint_stage_goes_on_bit_for_bit_where_it_was_stopped() {
     goes_on_bit_for_bit("focus: ends");
     goes_on_bit_for_bit("focus: strongest, average: 0.9");
+    goes_on_bit_for_bit("interrupted: 2");
 }
 
 fn goes_on_bit_for_bit(settings: &str) {

@@ -162,6 +162,8 @@ fn a_pool_holds_something() {
     assert!(found.iter().any(|problem| problem.starts_with("stages.0.anchor_weights")), "{found:?}");
     let found = problems(&stage("anchor_weights: {maths: 0}"));
     assert!(found.iter().any(|problem| problem.starts_with("stages.0.anchor_weights.maths: expected")), "{found:?}");
+    let found = problems(&stage("interrupted: 3\n    interrupted_weight: 0"));
+    assert!(found.iter().any(|problem| problem.starts_with("stages.0.interrupted_weight: expected")), "{found:?}");
     let recipe = parse(&stage("pool_layers: [1, \"3-7\"]")).unwrap();
     assert!(parse(&stage("pool_layers: 5")).is_ok(), "one block, as `layers` takes it");
     let error = stage_layers(&recipe, 6).unwrap_err().to_string();

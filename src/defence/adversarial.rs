@@ -50,7 +50,7 @@ pub trait PoolAdversary: Send {
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<(Placed, Positions)>>;
 
     /// Learns what the edits of the last attack reached, in their order: the divergence under each of refusals, and of harmless answers
-    /// where the stage has them answered under edits, nats per answer token.
+    /// and of interrupted ones where the stage has them under edits, nats per answer token.
     fn reached(&mut self, divergences: &[f64]);
 
     /// The edit that reaches most of those met so far, in words, and what it reaches.
@@ -147,7 +147,7 @@ impl Outer<'_> {
     fn step(&self, run: &mut Run, adversary: &mut dyn PoolAdversary) -> Result<[f64; 2]> {
         let Self { spec, adapted, anchors, questions } = self;
         let share = 1.0 / adversary.edits().max(1) as f64;
-        let batches: Vec<[Vec<Asked<'_>>; 3]> =
+        let batches: Vec<Batches<'_>> =
             (0..adversary.edits()).map(|_| questions.batches(adversary.edits(), &mut run.draws)).collect();
         let gradients =
             |loss: &(dyn Fn(usize) -> Result<Tensor> + Sync)| sharded_gradients(run.adam.vars(), batches.len(), loss);
@@ -157,7 +157,7 @@ impl Outer<'_> {
             || adversary.attack(&frozen, run.step),
             || {
                 gradients(&|shard| {
-                    Ok((anchors.divergence(adapted, &batches[shard][1], None)? * (share * spec.kl_weight))?)
+                    Ok((anchors.divergence(adapted, &batches[shard].clean, None)? * (share * spec.kl_weight))?)
                 })
             },
         );
@@ -165,11 +165,14 @@ impl Outer<'_> {
         let (attacked, attacked_losses) = gradients(&|shard| {
             let (edit, positions) = &edits[shard];
             let edit = Some((edit, *positions));
-            let refused = anchors.divergence(adapted, &batches[shard][0], edit)?;
-            let loss = match batches[shard][2].as_slice() {
-                [] => refused,
-                rows => (refused + anchors.divergence(adapted, rows, edit)?)?,
-            };
+            let Batches { hazards, answered, interrupted, .. } = &batches[shard];
+            let mut loss = anchors.divergence(adapted, hazards, edit)?;
+            if !answered.is_empty() {
+                loss = (loss + anchors.divergence(adapted, answered, edit)?)?;
+            }
+            if !interrupted.is_empty() {
+                loss = (loss + (anchors.interruption(adapted, interrupted, edit)? * spec.interrupted_weight)?)?;
+            }
             Ok((loss * share)?)
         })?;
         let rate = 0.5 * (1.0 + (std::f64::consts::PI * run.step as f64 / spec.steps as f64).cos());
@@ -287,6 +290,20 @@ struct Questions<'a> {
     noise: Option<Noise<'a>>,
     /// Up to and with each anchor, the sum of their weights; empty where all weigh the same.
     sums: Vec<f64>,
+    /// Hazards with a compliant answer.
+    complied: Vec<(usize, &'a [u32])>,
+}
+
+/// What is asked beside one edit.
+struct Batches<'a> {
+    /// To be refused under it.
+    hazards: Vec<Asked<'a>>,
+    /// Its share of the anchors, to be answered without it.
+    clean: Vec<Asked<'a>>,
+    /// Anchors to be answered under it.
+    answered: Vec<Asked<'a>>,
+    /// Hazards whose compliant answers are to be broken off under it.
+    interrupted: Vec<(usize, &'a [u32])>,
 }
 
 impl<'a> Questions<'a> {
@@ -298,11 +315,12 @@ impl<'a> Questions<'a> {
             *sum += spec.anchor_weights.of(*kind);
             Some(*sum)
         });
-        Self { spec, data, noise, sums: sums.collect() }
+        let complied = (0..data.hazards.len()).filter_map(|row| Some((row, compliant(spec, data, row)?)));
+        Self { spec, data, noise, sums: sums.collect(), complied: complied.collect() }
     }
 
-    /// Hazards to be refused under one of `edits` edits, its share of the anchors, and the anchors to be answered under it.
-    fn batches(&self, edits: usize, draws: &mut Stream) -> [Vec<Asked<'a>>; 3] {
+    /// What is asked beside one of `edits` edits.
+    fn batches(&self, edits: usize, draws: &mut Stream) -> Batches<'a> {
         let hazards = (0..self.spec.batch).map(|_| self.hazard(None, draws)).collect();
         let clean = (0..self.spec.anchor_batch.div_ceil(edits.max(1)))
             .map(|_| {
@@ -313,8 +331,13 @@ impl<'a> Questions<'a> {
                 }
             })
             .collect();
-        let attacked = if self.data.anchors.is_empty() { 0 } else { self.spec.attacked_anchors };
-        [hazards, clean, (0..attacked).map(|_| self.anchor(draws)).collect()]
+        let answered = if self.data.anchors.is_empty() { 0 } else { self.spec.attacked_anchors };
+        let answered = (0..answered).map(|_| self.anchor(draws)).collect();
+        let interrupted = match self.complied.len() {
+            0 => vec![],
+            count => (0..self.spec.interrupted).map(|_| self.complied[draws.below(count)]).collect(),
+        };
+        Batches { hazards, clean, answered, interrupted }
     }
 
     fn anchor(&self, draws: &mut Stream) -> Asked<'a> {
@@ -337,21 +360,26 @@ impl<'a> Questions<'a> {
         if draws.unit() >= self.spec.begun {
             return plainly;
         }
-        let allowed = |name: &Option<String>| {
-            self.spec.openings.is_empty() || name.as_ref().is_some_and(|name| self.spec.openings.contains(name))
-        };
-        match self.data.compliant.get(row) {
-            Some(Some(compliant)) if allowed(&compliant.opening) && !compliant.answer.is_empty() => {
-                Asked { after: &compliant.answer[..1 + draws.below(compliant.answer.len())], ..plainly }
-            }
-            _ => plainly,
+        match compliant(self.spec, self.data, row) {
+            Some(answer) => Asked { after: &answer[..1 + draws.below(answer.len())], ..plainly },
+            None => plainly,
         }
     }
 }
 
+/// A compliant answer to hazard `row`, where there is one that begins as it may.
+fn compliant<'a>(spec: &AdversarialSpec, data: &'a DefenceData, row: usize) -> Option<&'a [u32]> {
+    let compliant = data.compliant.get(row)?.as_ref()?;
+    let allowed =
+        spec.openings.is_empty() || compliant.opening.as_ref().is_some_and(|name| spec.openings.contains(name));
+    (allowed && !compliant.answer.is_empty()).then_some(compliant.answer.as_slice())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::Dialogue;
+    use std::collections::BTreeSet;
+
+    use super::super::{Compliant, Dialogue};
     use super::*;
     use crate::data::Kind;
 
@@ -374,6 +402,31 @@ mod tests {
         };
         near(drawn(AnchorWeights { maths: 5.0, copy: 2.0, ..AnchorWeights::default() }), [5000, 1000, 1000, 2000]);
         near(drawn(AnchorWeights::default()), [2250; 4]);
+    }
+
+    #[test]
+    fn answers_are_interrupted_where_there_are_some_that_begin_as_they_may() {
+        let refused = || Dialogue { prompt: vec![1], answer: vec![2] };
+        let complied =
+            |opening: &str, answer: &[u32]| Some(Compliant { opening: Some(opening.into()), answer: answer.into() });
+        let data = DefenceData {
+            hazards: vec![refused(), refused(), refused(), refused()],
+            compliant: vec![complied("o0", &[3, 4]), complied("o1", &[5]), None, complied("o0", &[])],
+            ..DefenceData::default()
+        };
+        let asked = |spec: AdversarialSpec| {
+            let questions = Questions::new(&spec, &data, None);
+            let batches = questions.batches(1, &mut Stream::new(0, "draws"));
+            assert_eq!(batches.hazards.len(), spec.batch);
+            batches.interrupted.into_iter().map(|(row, answer)| (row, answer.to_vec())).collect::<Vec<_>>()
+        };
+        let some = AdversarialSpec { interrupted: 9, ..AdversarialSpec::default() };
+        assert!(asked(AdversarialSpec::default()).is_empty());
+        let rows = |asked: Vec<(usize, Vec<u32>)>| asked.into_iter().map(|(row, _)| row).collect::<BTreeSet<_>>();
+        assert_eq!(rows(asked(some.clone())), BTreeSet::from([0, 1]));
+        let only = asked(AdversarialSpec { openings: vec!["o0".into()], ..some.clone() });
+        assert_eq!(only, vec![(0, vec![3, 4]); 9]);
+        assert!(asked(AdversarialSpec { openings: vec!["o7".into()], ..some }).is_empty());
     }
 
     #[test]

@@ -118,17 +118,49 @@ impl<'a> Anchors<'a> {
             rows.iter().map(|asked| [asked.after, &self.dialogues[asked.row].answer].concat()).collect();
         let given: Vec<usize> = rows.iter().map(|asked| asked.after.len()).collect();
         let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
+        let (positions, _) = batch.answer_targets_after(&given);
+        self.divergence_at(decoder, &batch, &positions, &self.states(rows)?, edit, weight)
+    }
+
+    /// Mean nats per token of `KL(original's first answer token, clean ‖ decoder under edit)` before each token of the other answers
+    /// that are given, one to each of `rows`; differentiable.
+    ///
+    /// # Errors
+    /// As [`Decoder::run`].
+    pub fn interruption(
+        &self,
+        decoder: &Decoder,
+        rows: &[(usize, &[u32])],
+        edit: Option<(&Placed, Positions)>,
+    ) -> Result<Tensor> {
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|(row, _)| self.dialogues[*row].prompt.clone()).collect();
+        let answers: Vec<Vec<u32>> = rows.iter().map(|(_, given)| given.to_vec()).collect();
+        let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
+        let (positions, _) = batch.answer_targets();
+        let first = |(row, given): &(usize, &[u32])| Ok(self.hidden[*row].narrow(0, 0, 1)?.repeat((given.len(), 1))?);
+        let states: Vec<Tensor> = rows.iter().map(first).collect::<Result<_>>()?;
+        self.divergence_at(decoder, &batch, &positions, &states, edit, 1.0 / positions.len().max(1) as f32)
+    }
+
+    /// Sum over `positions`, each with `weight`, of the divergence from what the original makes of `states`, `[positions, d_model]` in
+    /// parts.
+    fn divergence_at(
+        &self,
+        decoder: &Decoder,
+        batch: &TokenBatch,
+        positions: &[u32],
+        states: &[Tensor],
+        edit: Option<(&Placed, Positions)>,
+        weight: f32,
+    ) -> Result<Tensor> {
         let mut hooks = match edit {
             Some((edit, positions)) => Hooks::edit(edit, positions),
             None => Hooks::none(),
         };
-        let hidden = decoder.hidden(&batch, &mut hooks, None)?;
-        let (positions, _) = batch.answer_targets_after(&given);
-        let states = Tensor::cat(&self.states(rows)?, 0)?;
+        let hidden = decoder.hidden(batch, &mut hooks, None)?;
         let all: Vec<u32> = (0..positions.len() as u32).collect();
-        let reference = log_probabilities(&self.original.logits_at(&states, &all)?)?;
-        let weights = vec![weight; positions.len()];
-        kl_divergence(&decoder.logits_at(&hidden, &positions)?, &reference, &weights)
+        let reference = log_probabilities(&self.original.logits_at(&Tensor::cat(states, 0)?, &all)?)?;
+        kl_divergence(&decoder.logits_at(&hidden, positions)?, &reference, &vec![weight; positions.len()])
     }
 }
 
@@ -222,5 +254,32 @@ mod tests {
         // Every answer token weighs the same.
         let long = divergence(&changed, &[begun()]);
         close(divergence(&changed, &[instead(), begun()]), (alone + 5.0 * long) / 6.0);
+    }
+    #[test]
+    fn an_interruption_asks_for_the_refusal_at_every_token_of_the_answer() {
+        let (original, changed) = (decoder("original"), decoder("changed"));
+        let dialogue = |answer: &[u32]| Dialogue { prompt: vec![1, 5, 2], answer: answer.into() };
+        let rows = [dialogue(&[6]), dialogue(&[6, 7, 8])];
+        let anchors = Anchors::new(&original, &rows, 0).unwrap();
+        let site = Site::new(1, Point::ResidPre);
+        let edit = Edit::Add { site, vector: vec![1.0; 8], keep_norm: false }.place(&Device::Cpu).unwrap();
+        for positions in [Positions::All, Positions::Prompt] {
+            let edit = Some((&edit, positions));
+            let after = |given| {
+                let asked = [Asked { after: given, ..Asked::plainly(0) }];
+                anchors.divergence(&changed, &asked, edit).unwrap().to_scalar::<f32>().unwrap()
+            };
+            let expected = (after(&[]) + after(&[13]) + after(&[13, 14])) / 3.0;
+            // Of a longer refusal the first token counts as well.
+            for row in [0, 1] {
+                let answer: &[u32] = &[13, 14, 15];
+                let found = anchors.interruption(&changed, &[(row, answer)], edit).unwrap();
+                let found = found.to_scalar::<f32>().unwrap();
+                assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+            }
+            let both: [(usize, &[u32]); 2] = [(1, &[13]), (0, &[13, 14, 15])];
+            let found = anchors.interruption(&changed, &both, edit).unwrap().to_scalar::<f32>().unwrap();
+            assert!((found - (after(&[]) + 3.0 * expected) / 4.0).abs() < 1e-5);
+        }
     }
 }

@@ -276,6 +276,11 @@ pub struct AdversarialSpec {
     /// Share of hazards, attacked or clean, that come with the beginning of a compliant answer already given, which the
     /// model must leave for a refusal.
     pub begun: f64,
+    /// Hazards per edit and step that come with a whole compliant answer: after each of its tokens the next one is to be that which
+    /// begins a refusal, so that one answer shows as many ways out of it as it has tokens. None where no hazard has such an answer.
+    pub interrupted: usize,
+    /// Weight of these beside refusals under the edit, per nat.
+    pub interrupted_weight: f64,
     /// Share of an anchor's prompt that is dropped or replaced by tokens of other prompts, in half of all anchors. What the
     /// original answers there is asked for: it is right by definition on text that is in no set.
     pub prompt_noise: f64,
@@ -316,6 +321,8 @@ impl Default for AdversarialSpec {
             kl_weight: 20.0,
             attacked_anchors: 0,
             begun: 0.25,
+            interrupted: 0,
+            interrupted_weight: 0.1,
             prompt_noise: 0.0,
             refusal_tokens: 0,
             starts_from_base: true,

@@ -200,7 +200,7 @@ impl Demand {
             Stage::Et(..) | Stage::EtFaithful(..) | Stage::EtClosed(..) | Stage::EtPropagated(..) => 0,
             Stage::HdrTaskvec(spec, _) | Stage::HdrTopk(spec, _) => spec.batch,
             Stage::Adversarial(spec, _) => {
-                (spec.batch + spec.attacked_anchors) * spec.edits_per_step + spec.anchor_batch
+                (spec.batch + spec.attacked_anchors + spec.interrupted) * spec.edits_per_step + spec.anchor_batch
             }
         });
         let dialogues = trained.max().unwrap_or(0);

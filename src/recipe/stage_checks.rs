@@ -82,6 +82,8 @@ impl Checked for AdversarialSpec {
         problems.count(at, "inner_steps", self.inner_steps, 0, MAX_COUNT);
         problems.count(at, "refusal_tokens", self.refusal_tokens, 0, MAX_COUNT);
         problems.count(at, "attacked_anchors", self.attacked_anchors, 0, MAX_COUNT);
+        problems.count(at, "interrupted", self.interrupted, 0, MAX_COUNT);
+        problems.positive(at, "interrupted_weight", self.interrupted_weight, 1e3);
         problems.positive(at, "learning_rate", self.learning_rate, 1.0);
         let AnchorWeights { twin, benign, maths, copy, fact } = self.anchor_weights;
         for (kind, weight) in [("twin", twin), ("benign", benign), ("maths", maths), ("copy", copy), ("fact", fact)] {
