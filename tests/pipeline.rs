@@ -388,6 +388,22 @@ fn averaged_weights_are_those_of_the_last_steps() {
     assert!(weights(0.5) != last, "of the last 22 there are two");
 }
 
+#[test]
+fn interrupted_answers_and_their_weight_change_what_is_trained() {
+    let weights = |settings: &str| {
+        let world = World::with_stage(&format!(
+            "{{kind: adversarial, rank: 2, steps: 8, learning_rate: 0.01, inner_steps: 1, warm_up: 1, pool: 1, ranks: [1], batch: 2, \
+             anchor_batch: 2, {settings}}}"
+        ));
+        let out = run(&world, &request(&world, "out")).unwrap().published.unwrap();
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let (without, little) = (weights("interrupted: 0"), weights("interrupted: 2"));
+    assert!(without == weights("interrupted: 0, interrupted_weight: 1.0"), "a weight of nothing");
+    assert!(little != without);
+    assert!(little != weights("interrupted: 2, interrupted_weight: 1.0"));
+}
+
 /// Keeps the notes.
 #[derive(Default)]
 struct Notes(std::sync::Mutex<Vec<String>>);

@@ -50,7 +50,7 @@ pub trait PoolAdversary: Send {
     fn attack(&mut self, decoder: &Decoder, step: usize) -> Result<Vec<(Placed, Positions)>>;
 
     /// Learns what the edits of the last attack reached, in their order: the divergence under each of refusals, and of harmless answers
-    /// and of interrupted ones where the stage has them under edits, nats per answer token.
+    /// and, times its weight, of interrupted ones where the stage has them under edits, nats per answer token.
     fn reached(&mut self, divergences: &[f64]);
 
     /// The edit that reaches most of those met so far, in words, and what it reaches.

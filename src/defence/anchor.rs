@@ -119,7 +119,8 @@ impl<'a> Anchors<'a> {
         let given: Vec<usize> = rows.iter().map(|asked| asked.after.len()).collect();
         let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
         let (positions, _) = batch.answer_targets_after(&given);
-        self.divergence_at(decoder, &batch, &positions, &self.states(rows)?, edit, weight)
+        let reference = self.reference(&self.states(rows)?)?;
+        self.divergence_at(decoder, &batch, &positions, &reference, edit, weight)
     }
 
     /// Mean nats per token of `KL(original's first answer token, clean ‖ decoder under edit)` before each token of the other answers
@@ -137,19 +138,29 @@ impl<'a> Anchors<'a> {
         let answers: Vec<Vec<u32>> = rows.iter().map(|(_, given)| given.to_vec()).collect();
         let batch = TokenBatch::dialogues(&prompts, &answers, self.pad);
         let (positions, _) = batch.answer_targets();
-        let first = |(row, given): &(usize, &[u32])| Ok(self.hidden[*row].narrow(0, 0, 1)?.repeat((given.len(), 1))?);
+        let first = |(row, _): &(usize, &[u32])| Ok(self.hidden[*row].narrow(0, 0, 1)?);
         let states: Vec<Tensor> = rows.iter().map(first).collect::<Result<_>>()?;
-        self.divergence_at(decoder, &batch, &positions, &states, edit, 1.0 / positions.len().max(1) as f32)
+        let row_of: Vec<u32> =
+            (0_u32..).zip(rows).flat_map(|(at, (_, given))| std::iter::repeat_n(at, given.len())).collect();
+        let row_of = Tensor::new(row_of, decoder.device())?;
+        let reference = self.reference(&states)?.index_select(&row_of, 0)?;
+        self.divergence_at(decoder, &batch, &positions, &reference, edit, 1.0 / positions.len().max(1) as f32)
     }
 
-    /// Sum over `positions`, each with `weight`, of the divergence from what the original makes of `states`, `[positions, d_model]` in
-    /// parts.
+    /// Log-probabilities that the original gives from its hidden `states`, `[tokens, d_model]` in parts: `[tokens, vocab]`.
+    fn reference(&self, states: &[Tensor]) -> Result<Tensor> {
+        let states = Tensor::cat(states, 0)?;
+        let all: Vec<u32> = (0..states.dim(0)? as u32).collect();
+        log_probabilities(&self.original.logits_at(&states, &all)?)
+    }
+
+    /// Sum over `positions`, each with `weight`, of the divergence from `reference`, log-probabilities `[positions, vocab]`.
     fn divergence_at(
         &self,
         decoder: &Decoder,
         batch: &TokenBatch,
         positions: &[u32],
-        states: &[Tensor],
+        reference: &Tensor,
         edit: Option<(&Placed, Positions)>,
         weight: f32,
     ) -> Result<Tensor> {
@@ -158,9 +169,7 @@ impl<'a> Anchors<'a> {
             None => Hooks::none(),
         };
         let hidden = decoder.hidden(batch, &mut hooks, None)?;
-        let all: Vec<u32> = (0..positions.len() as u32).collect();
-        let reference = log_probabilities(&self.original.logits_at(&Tensor::cat(states, 0)?, &all)?)?;
-        kl_divergence(&decoder.logits_at(&hidden, positions)?, &reference, &vec![weight; positions.len()])
+        kl_divergence(&decoder.logits_at(&hidden, positions)?, reference, &vec![weight; positions.len()])
     }
 }
 
@@ -258,28 +267,34 @@ mod tests {
     #[test]
     fn an_interruption_asks_for_the_refusal_at_every_token_of_the_answer() {
         let (original, changed) = (decoder("original"), decoder("changed"));
-        let dialogue = |answer: &[u32]| Dialogue { prompt: vec![1, 5, 2], answer: answer.into() };
-        let rows = [dialogue(&[6]), dialogue(&[6, 7, 8])];
+        let dialogue = |prompt: &[u32], answer: &[u32]| Dialogue { prompt: prompt.into(), answer: answer.into() };
+        let prompts: [&[u32]; 2] = [&[1, 5, 2], &[1, 9, 4, 3]];
+        // Refusals of one token, to compare with, and the same prompts with longer ones, of which the first token counts.
+        let rows = [
+            dialogue(prompts[0], &[6]),
+            dialogue(prompts[1], &[7]),
+            dialogue(prompts[0], &[6, 7, 8]),
+            dialogue(prompts[1], &[7, 11]),
+        ];
         let anchors = Anchors::new(&original, &rows, 0).unwrap();
         let site = Site::new(1, Point::ResidPre);
         let edit = Edit::Add { site, vector: vec![1.0; 8], keep_norm: false }.place(&Device::Cpu).unwrap();
-        for positions in [Positions::All, Positions::Prompt] {
+        for positions in [Positions::All, Positions::Prompt, Positions::Last] {
             let edit = Some((&edit, positions));
-            let after = |given| {
-                let asked = [Asked { after: given, ..Asked::plainly(0) }];
+            let after = |row, given| {
+                let asked = [Asked { after: given, ..Asked::plainly(row) }];
                 anchors.divergence(&changed, &asked, edit).unwrap().to_scalar::<f32>().unwrap()
             };
-            let expected = (after(&[]) + after(&[13]) + after(&[13, 14])) / 3.0;
-            // Of a longer refusal the first token counts as well.
-            for row in [0, 1] {
-                let answer: &[u32] = &[13, 14, 15];
-                let found = anchors.interruption(&changed, &[(row, answer)], edit).unwrap();
-                let found = found.to_scalar::<f32>().unwrap();
-                assert!((found - expected).abs() < 1e-5, "{found} {expected}");
-            }
-            let both: [(usize, &[u32]); 2] = [(1, &[13]), (0, &[13, 14, 15])];
-            let found = anchors.interruption(&changed, &both, edit).unwrap().to_scalar::<f32>().unwrap();
-            assert!((found - (after(&[]) + 3.0 * expected) / 4.0).abs() < 1e-5);
+            let begun = |row| after(row, &[]) + after(row, &[13]) + after(row, &[13, 14]);
+            let interrupted = |asked: &[(usize, &[u32])]| {
+                anchors.interruption(&changed, asked, edit).unwrap().to_scalar::<f32>().unwrap()
+            };
+            let close = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+            let answer: &[u32] = &[13, 14, 15];
+            assert!((begun(0) - begun(1)).abs() > 1e-3, "rows that differ");
+            close(interrupted(&[(2, answer)]), begun(0) / 3.0);
+            close(interrupted(&[(3, answer)]), begun(1) / 3.0);
+            close(interrupted(&[(3, &[13]), (2, answer)]), (after(1, &[]) + begun(0)) / 4.0);
         }
     }
 }
