@@ -223,8 +223,13 @@ fn answer(
                 row
             })
             .collect();
-        let body = serde_json::to_string(&rows)?;
-        return send("200 OK", "", body.len(), body.as_bytes());
+        // Two rows a page, as the hub has a thousand.
+        let (list, page) = path.split_once("&page=").unwrap_or((&path, "0"));
+        let page: usize = page.parse().unwrap();
+        let mut pages = rows.chunks(2).skip(page);
+        let body = serde_json::to_string(pages.next().unwrap_or_default())?;
+        let link = pages.next().map(|_| format!("Link: <{list}&page={}>; rel=\"next\"\r\n", page + 1));
+        return send("200 OK", &link.unwrap_or_default(), body.len(), body.as_bytes());
     }
     let name = ["/resolve/", "/blob/"].iter().find_map(|part| path.split_once(part)).unwrap_or_default().1;
     let name = &*decoded(name.trim_start_matches(COMMIT).trim_start_matches('/'));

@@ -149,9 +149,7 @@ impl Hub {
     /// The files that make the model, see [`chosen`].
     fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
         let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
-        let answer = self.patiently(&repo.name, UNREACHED, || self.endpoint.json(&repo.name, &path))?;
-        let rows =
-            answer.as_array().ok_or_else(|| Error::input(&repo.name, "expected a list of files from the hub"))?;
+        let rows = self.patiently(&repo.name, UNREACHED, || self.endpoint.rows(&repo.name, &path))?;
         let files = chosen(rows.iter().filter_map(listed).collect());
         if !files.iter().any(|file| file.path.ends_with(".safetensors")) {
             let hint = "other formats are not read; look for a converted copy of the model";

@@ -14,6 +14,9 @@ const MAX_REDIRECTS: usize = 5;
 /// The largest answer of the hub's API that is read, bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
+/// Pages of one list that are read; the hub puts a thousand rows on each.
+const MAX_PAGES: usize = 100;
+
 /// How a request failed.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -51,11 +54,26 @@ impl Endpoint {
 
     /// An answer of the API as JSON. `repo` is for messages.
     pub fn json(&self, repo: &str, path: &str) -> std::result::Result<serde_json::Value, Fault> {
-        let mut text = String::new();
-        let mut body = self.get(repo, &self.address(path), 0)?.into_body().into_reader().take(MAX_ANSWER);
-        body.read_to_string(&mut text).map_err(|error| Fault::Passing(error.to_string()))?;
-        serde_json::from_str(&text)
-            .map_err(|error| Fault::Final(Error::input(repo, format!("expected JSON from the hub: {error}"))))
+        parsed(repo, self.get(repo, &self.address(path), 0)?)
+    }
+
+    /// The rows of a list of the API, those of its further pages too. `repo` is for messages.
+    pub fn rows(&self, repo: &str, path: &str) -> std::result::Result<Vec<serde_json::Value>, Fault> {
+        let (mut rows, mut url) = (vec![], self.address(path));
+        for _ in 0..MAX_PAGES {
+            let response = self.get(repo, &url, 0)?;
+            let next = response.headers().get("link").and_then(|value| next_page(value.to_str().ok()?));
+            let next = next.map(|target| absolute(&url, target));
+            match parsed(repo, response)? {
+                serde_json::Value::Array(page) => rows.extend(page),
+                _ => return Err(Fault::Final(Error::input(repo, "expected a list from the hub, got something else"))),
+            }
+            match next {
+                Some(next) => url = next,
+                None => return Ok(rows),
+            }
+        }
+        Err(Fault::Final(Error::input(repo, format!("expected a list of at most {MAX_PAGES} pages, got more"))))
     }
 
     /// The body of `url` from byte `from` on; the status tells whether the server heeded that.
@@ -114,6 +132,28 @@ fn failed(repo: &str, url: &str, error: &ureq::Error) -> Fault {
     }
 }
 
+/// The body of an answer as JSON.
+fn parsed(repo: &str, response: Response<ureq::Body>) -> std::result::Result<serde_json::Value, Fault> {
+    let mut text = String::new();
+    let mut body = response.into_body().into_reader().take(MAX_ANSWER);
+    body.read_to_string(&mut text).map_err(|error| Fault::Passing(error.to_string()))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Fault::Final(Error::input(repo, format!("expected JSON from the hub: {error}"))))
+}
+
+/// The target with the relation `next` in a `Link` header (RFC 8288).
+fn next_page(header: &str) -> Option<&str> {
+    header.split('<').skip(1).find_map(|link| {
+        let (target, parameters) = link.split_once('>')?;
+        let relation = |parameter: &str| {
+            let (name, value) = parameter.split_once('=')?;
+            (name.trim().eq_ignore_ascii_case("rel")).then(|| value.trim_matches([' ', '"', ',']).to_owned())
+        };
+        let next = parameters.split(';').filter_map(relation).any(|value| value.split(' ').any(|one| one == "next"));
+        next.then_some(target)
+    })
+}
+
 /// `text` as one segment of a path: all but letters, digits and `-._~` as `%XX`.
 pub(super) fn segment(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -161,6 +201,18 @@ mod tests {
     fn a_segment_says_nothing_but_its_name() {
         assert_eq!(segment("model-00001_of.2~"), "model-00001_of.2~");
         assert_eq!(segment("A B/c?d#e%20é"), "A%20B%2Fc%3Fd%23e%2520%C3%A9");
+    }
+
+    #[test]
+    fn the_next_page_is_the_one_with_that_relation() {
+        let (first, next) = ("<https://a.b/c?cursor=1>; rel=\"first\"", "<https://a.b/c?cursor=2,3;4>; rel=\"next\"");
+        for header in [next.to_owned(), format!("{first}, {next}"), format!("{next}, {first}")] {
+            assert_eq!(next_page(&header), Some("https://a.b/c?cursor=2,3;4"), "{header}");
+        }
+        assert_eq!(next_page("</c?p=2>; title=x; REL=next"), Some("/c?p=2"));
+        for header in ["", first, "<https://a.b/next", "https://a.b/c; rel=\"next\""] {
+            assert_eq!(next_page(header), None, "{header}");
+        }
     }
 
     #[test]
