@@ -57,6 +57,18 @@ fn a_private_key_in_the_model_is_refused_before_anything_is_trained() {
 }
 
 #[test]
+fn a_passphrase_in_the_model_is_refused_before_anything_is_trained() {
+    let world = World::new();
+    fs::write(world.model().join("secret.txt"), "correct horse").unwrap();
+    let options = ["--key", "k.pem", "--passphrase-file", "model/secret.txt"];
+    let (code, text) = ran(&world, &["keygen", "--out", "k.pem", "--passphrase-file", "model/secret.txt"]);
+    assert_eq!(code, 0, "{text}");
+    refused(&world, &options, &["model/secret.txt: expected a place outside of the model's folder", "move it away"]);
+    let (code, text) = ran(&world, &[&["sign", "model"][..], &options].concat());
+    assert!(code == 3 && text.contains("secret.txt") && !world.model().join("model.sig").exists(), "{text}");
+}
+
+#[test]
 fn a_run_folder_is_apart_from_the_output() {
     let world = World::new();
     for (out, run) in [("o", "o/run"), ("o", "o"), ("r/adapters", "r"), ("o", "none/../o/run")] {

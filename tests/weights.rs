@@ -162,6 +162,7 @@ fn an_artefact_that_is_of_no_use_is_named_before_anything_is_measured() {
         ("file: v.npy, layers: [1]".to_owned(), "v.npy: `op`: expected"),
         (format!("file: {}", lora.display()), "artefacts/lora: tensor `model.layers.1."),
         (format!("file: {}", other.display()), "tiny-chat: expected the architecture"),
+        ("file: edited, positions: prompt".to_owned(), "edited: changed weights act on every token"),
     ] {
         let row = format!("{{kind: imported, {keys}}}");
         fs::write(world.root().join("s.yaml"), format!("attacks: [{{kind: ablation, pairs: 4}}, {row}]")).unwrap();

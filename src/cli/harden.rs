@@ -101,6 +101,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         stop: Stop::default(),
     };
     check_places(&request, args.shard, &located.dir)?;
+    args.key.refuse_within(&located.dir)?;
     let plan = plan(&recipe, request.model.as_deref(), &request.machine, screen)?;
     if args.dry_run {
         if screen.json() {

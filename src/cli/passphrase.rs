@@ -71,6 +71,21 @@ impl Key {
         };
         SigningKey::read(path, passphrase.as_deref().map(String::as_str)).map(Some)
     }
+
+    /// Refuses a key or a passphrase among the files of `dir`, which are about to be published.
+    pub fn refuse_within(&self, dir: &Path) -> Result<()> {
+        let dir = dir.canonicalize().map_err(|error| Error::io(dir, error))?;
+        for path in [&self.key, &self.passphrase.passphrase_file].into_iter().flatten() {
+            // What has no place, such as a pipe, is in no folder.
+            if path.canonicalize().is_ok_and(|place| place.starts_with(&dir)) {
+                let problem =
+                    "expected a place outside of the model's folder for a key and its passphrase, got one inside";
+                return Err(Error::file(path, problem)
+                    .hint("what lies in that folder is published with the model; move it away"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether somebody is there to answer.
@@ -98,6 +113,28 @@ fn from_file(path: &Path) -> Result<Zeroizing<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_a_key_nor_its_passphrase_may_lie_in_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, beside) = (dir.path().join("model"), dir.path().join("model.txt"));
+        fs::create_dir_all(model.join("below")).unwrap();
+        let inside = [model.join("below/secret"), model.join("below/../secret")];
+        for path in inside.iter().chain([&beside]) {
+            fs::write(path, "correct horse").unwrap();
+        }
+        let refused = |key: &Path, passphrase: &Path| {
+            let passphrase = Passphrase { passphrase_env: None, passphrase_file: Some(passphrase.to_owned()) };
+            Key { key: Some(key.to_owned()), passphrase }.refuse_within(&model).map_err(|error| error.to_string())
+        };
+        assert_eq!(refused(&beside, &beside), Ok(()));
+        for path in &inside {
+            for error in [refused(path, &beside), refused(&beside, path)] {
+                let error = error.unwrap_err();
+                assert!(error.contains(&path.display().to_string()) && error.contains("outside"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn a_file_gives_its_first_line() {

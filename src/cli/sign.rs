@@ -39,6 +39,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     })?;
     // What is signed is about to be published.
     refuse_private_keys(&args.dir)?;
+    args.key.refuse_within(&args.dir)?;
     let manifest = match &args.certificate {
         None => sign_folder(&args.dir, &key)?,
         Some(path) => sign_folder_certified(&args.dir, &key, &Chain::read(path, &key.verifying_key())?)?,

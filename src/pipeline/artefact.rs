@@ -10,8 +10,8 @@ use super::weights::{Reweighting, spectrum};
 use crate::attack::spec::AttackKind;
 use crate::checkpoint::Checkpoint;
 use crate::defence::trainable::merge;
-use crate::intervention::Layers;
 use crate::intervention::import::{self, Change, Imported, Terms};
+use crate::intervention::{Layers, Positions};
 use crate::model::{Blueprint, Decoder};
 use crate::{Error, Result};
 
@@ -95,7 +95,12 @@ pub(super) fn check_artefact(cell: &Cell, decoder: &Decoder) -> Result<()> {
     if attack.spec.kind != AttackKind::Imported {
         return Ok(());
     }
-    match artefact(attack, decoder.blueprint())?.change {
+    let change = artefact(attack, decoder.blueprint())?.change;
+    if attack.spec.positions != Positions::All && !matches!(change, Change::Edit(_)) {
+        let problem = "changed weights act on every token; expected `positions: all`, got others";
+        return Err(Error::file(file_of(attack)?, problem));
+    }
+    match change {
         Change::Edit(_) => Ok(()),
         Change::Adapters(adapters) => {
             let file = file_of(attack)?;
