@@ -2,6 +2,7 @@
 //!
 //! Never the command line, which every other process can read.
 
+use std::collections::HashSet;
 use std::env;
 use std::fs;
 use std::io::{self, IsTerminal as _, Read as _};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pkcs8::der::zeroize::Zeroizing;
 
+use crate::checkpoint::files;
 use crate::sign::SigningKey;
 use crate::{Error, Result};
 
@@ -74,10 +76,12 @@ impl Key {
 
     /// Refuses a key or a passphrase among the files of `dir`, which are about to be published.
     pub fn refuse_within(&self, dir: &Path) -> Result<()> {
-        let dir = dir.canonicalize().map_err(|error| Error::io(dir, error))?;
+        // Links of a model in the shared cache lead out of its folder, and are followed by whoever copies it.
+        let listed: HashSet<PathBuf> =
+            files::list(dir)?.iter().filter_map(|file| dir.join(file).canonicalize().ok()).collect();
         for path in [&self.key, &self.passphrase.passphrase_file].into_iter().flatten() {
             // What has no place, such as a pipe, is in no folder.
-            if path.canonicalize().is_ok_and(|place| place.starts_with(&dir)) {
+            if path.canonicalize().is_ok_and(|place| listed.contains(&place)) {
                 let problem =
                     "expected a place outside of the model's folder for a key and its passphrase, got one inside";
                 return Err(Error::file(path, problem)

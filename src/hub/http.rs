@@ -62,8 +62,8 @@ impl Endpoint {
         let (mut rows, mut url) = (vec![], self.address(path));
         for _ in 0..MAX_PAGES {
             let response = self.get(repo, &url, 0)?;
-            let next = response.headers().get("link").and_then(|value| next_page(value.to_str().ok()?));
-            let next = next.map(|target| absolute(&url, target));
+            let mut links = response.headers().get_all("link").iter();
+            let next = links.find_map(|value| next_page(value.to_str().ok()?)).map(|target| self.here(&url, target));
             match parsed(repo, response)? {
                 serde_json::Value::Array(page) => rows.extend(page),
                 _ => return Err(Fault::Final(Error::input(repo, "expected a list from the hub, got something else"))),
@@ -74,6 +74,12 @@ impl Endpoint {
             }
         }
         Err(Fault::Final(Error::input(repo, format!("expected a list of at most {MAX_PAGES} pages, got more"))))
+    }
+
+    /// `target`, seen from `from`, on this host: a mirror may pass on the addresses of the hub behind it.
+    fn here(&self, from: &str, target: &str) -> String {
+        let whole = absolute(from, target);
+        format!("{}{}", origin(&self.base), &whole[origin(&whole).len()..])
     }
 
     /// The body of `url` from byte `from` on; the status tells whether the server heeded that.
@@ -173,12 +179,17 @@ fn same_host(a: &str, b: &str) -> bool {
 
 /// `target` as a whole address, seen from `from`.
 fn absolute(from: &str, target: &str) -> String {
-    if target.contains("://") {
+    let path = from.find(['?', '#']).map_or(from, |at| &from[..at]);
+    if target.find("://").is_some_and(|at| !target[..at].contains(['/', '?', '#'])) {
         target.to_owned()
+    } else if target.starts_with("//") {
+        format!("{}{target}", &from[..from.find("//").unwrap_or(0)])
+    } else if target.starts_with('?') {
+        format!("{path}{target}")
     } else if target.starts_with('/') {
         format!("{}{target}", origin(from))
     } else {
-        let parent = from.rfind('/').map_or(from, |at| &from[..at]);
+        let parent = path.rfind('/').map_or(path, |at| &path[..at]);
         format!("{parent}/{target}")
     }
 }
@@ -220,5 +231,18 @@ mod tests {
         assert_eq!(absolute("https://a.b/c/d", "/e"), "https://a.b/e");
         assert_eq!(absolute("https://a.b/c/d", "e"), "https://a.b/c/e");
         assert_eq!(absolute("https://a.b/c/d", "https://x.y/z"), "https://x.y/z");
+        assert_eq!(absolute("https://a.b/c/d?e=/f", "//x.y/z"), "https://x.y/z");
+        assert_eq!(absolute("https://a.b/c/d?e=/f", "?p=2"), "https://a.b/c/d?p=2");
+        assert_eq!(absolute("https://a.b/c/d?e=/f", "g?u=h://i"), "https://a.b/c/g?u=h://i");
+    }
+
+    #[test]
+    fn further_pages_are_asked_of_the_same_host() {
+        let endpoint = Endpoint::new("https://mirror.example/", Some("secret".into()));
+        let from = "https://mirror.example/api/models/a/b/tree/main?recursive=true";
+        let next = "https://mirror.example/api/models/a/b/tree/main?cursor=2";
+        for target in ["https://hub.example/api/models/a/b/tree/main?cursor=2", "?cursor=2", next] {
+            assert_eq!(endpoint.here(from, target), next);
+        }
     }
 }
