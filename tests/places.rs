@@ -69,6 +69,26 @@ fn a_passphrase_in_the_model_is_refused_before_anything_is_trained() {
 }
 
 #[test]
+fn answers_to_interrupt_are_looked_for_before_anything_is_measured() {
+    let world = World::with_stage("{kind: adversarial, interrupted: 1, vectors: [mean-difference], pool: 0}");
+    let (recipe, prompts) = (world.recipe().display().to_string(), world.root().join("prompts.jsonl"));
+    let dry = ["harden", &recipe, "--model", "model", "--dry-run"];
+    let (code, text) = ran(&world, &dry);
+    assert_eq!(code, 0, "{text}");
+    let all = fs::read_to_string(&prompts).unwrap();
+    let without = all.lines().map(|line| {
+        let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+        if row["split"] == "train" {
+            row.as_object_mut().unwrap().retain(|key, _| key != "target" && key != "opening");
+        }
+        format!("{row}\n")
+    });
+    fs::write(&prompts, without.collect::<String>()).unwrap();
+    let (code, text) = ran(&world, &dry);
+    assert!(code == 2 && text.contains("`stages.0.interrupted`: expected a hazard of split `train`"), "{code} {text}");
+}
+
+#[test]
 fn a_run_folder_is_apart_from_the_output() {
     let world = World::new();
     for (out, run) in [("o", "o/run"), ("o", "o"), ("r/adapters", "r"), ("o", "none/../o/run")] {

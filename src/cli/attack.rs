@@ -18,7 +18,7 @@ use crate::event::Observer as _;
 use crate::intervention::Positions;
 use crate::judge::guard::{Frame, GuardSpec};
 use crate::pipeline::device::Demand;
-use crate::pipeline::harden::check_openings;
+use crate::pipeline::harden::check_targets;
 use crate::pipeline::publish::published;
 use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
@@ -216,7 +216,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     }
     plan.narrow(args);
     let data = prompts_of(&plan.data)?;
-    check_openings(&[], &plan.suite, &data)?;
+    check_targets(&[], &plan.suite, &data)?;
     report_folder(args.report.as_deref(), &located.dir)?;
     let base = args.base.as_deref().map(|base| Model::open(base, &machine, demand, screen)).transpose()?;
     let model = Model::load(located, &machine, demand, screen)?;

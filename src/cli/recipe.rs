@@ -11,7 +11,7 @@ use super::arguments;
 use super::render::Screen;
 use crate::checkpoint::Config;
 use crate::model::families;
-use crate::pipeline::harden::check_openings;
+use crate::pipeline::harden::check_targets;
 use crate::pipeline::{locate, prompts_of};
 use crate::recipe::fit::fitted;
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
@@ -91,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         }
         Command::Check { recipe, overrides } => {
             let (given, recipe) = (recipe, arguments::recipe(recipe, overrides)?);
-            check_openings(&recipe.stages, &recipe.suite, &prompts_of(&recipe.data)?)?;
+            check_targets(&recipe.stages, &recipe.suite, &prompts_of(&recipe.data)?)?;
             if screen.json() {
                 screen.value(&json!({"name": recipe.name, "digest": recipe.digest()}));
             } else {

@@ -10,7 +10,7 @@ use super::render::Screen;
 use crate::event::{Event, Observer as _};
 use crate::hub::{Hub, RepoId};
 use crate::pipeline::device::Demand;
-use crate::pipeline::harden::{check_match, check_openings};
+use crate::pipeline::harden::{check_match, check_targets};
 use crate::pipeline::publish::published;
 use crate::pipeline::suite::Selection;
 use crate::pipeline::{Model, Trial, locate, prompts_of};
@@ -111,7 +111,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         }
     };
     let data = prompts_of(&recipe.data)?;
-    check_openings(&[], &recipe.suite, &data)?;
+    check_targets(&[], &recipe.suite, &data)?;
     let selection = Selection { shard: args.part.shard, ..Selection::default() };
     let trial = Trial { selection, ..Trial::of(&recipe, &data) };
     let report = args.part.measure(&trial, base.as_ref(), &model, screen)?;

@@ -101,7 +101,7 @@ pub fn run(
     let refused = data.hazards.iter().map(|hazard| hazard.beginning(held));
     let everything: Vec<_> = refused.chain(data.anchors.iter().cloned()).collect();
     let anchors = Anchors::new(original, &everything, data.pad)?;
-    let questions = Questions::new(spec, data, Noise::of(spec.prompt_noise, &everything))?;
+    let questions = Questions::new(spec, data, Noise::of(spec.prompt_noise, &everything));
     let outer = Outer { spec, adapted: &adapted, anchors: &anchors, questions: &questions };
     let settings = AdamSettings { clip: Some(1.0), ..AdamSettings::default() };
     let mut run = Run::new(AdamW::new(adapters.vars(), settings), Stream::new(seed, "adversarial/batches"));
@@ -307,7 +307,7 @@ struct Batches<'a> {
 }
 
 impl<'a> Questions<'a> {
-    fn new(spec: &'a AdversarialSpec, data: &'a DefenceData, noise: Option<Noise<'a>>) -> Result<Self> {
+    fn new(spec: &'a AdversarialSpec, data: &'a DefenceData, noise: Option<Noise<'a>>) -> Self {
         let alike = spec.anchor_weights == AnchorWeights::default();
         let kinds = if alike { &[] } else { data.anchor_kinds.as_slice() };
         debug_assert!(alike || kinds.len() == data.anchors.len(), "a kind for each anchor");
@@ -316,13 +316,7 @@ impl<'a> Questions<'a> {
             Some(*sum)
         });
         let complied = (0..data.hazards.len()).filter_map(|row| Some((row, compliant(spec, data, row)?)));
-        let complied: Vec<_> = complied.collect();
-        if spec.interrupted > 0 && complied.is_empty() {
-            let problem = "expected a hazard of split `train` with a `target` for `interrupted`, got none";
-            return Err(Error::input("prompts of stage `adversarial`", problem)
-                .hint("where `openings` are given, its `opening` is to be one of them"));
-        }
-        Ok(Self { spec, data, noise, sums: sums.collect(), complied })
+        Self { spec, data, noise, sums: sums.collect(), complied: complied.collect() }
     }
 
     /// What is asked beside one of `edits` edits.
@@ -396,7 +390,7 @@ mod tests {
         let data = DefenceData { anchors, anchor_kinds, ..DefenceData::default() };
         let drawn = |anchor_weights| {
             let spec = AdversarialSpec { anchor_weights, ..AdversarialSpec::default() };
-            let (questions, mut draws) = (Questions::new(&spec, &data, None).unwrap(), Stream::new(0, "draws"));
+            let (questions, mut draws) = (Questions::new(&spec, &data, None), Stream::new(0, "draws"));
             let mut counts = [0_usize; 4];
             for _ in 0..9000 {
                 counts[questions.anchor(&mut draws).row] += 1;
@@ -421,7 +415,7 @@ mod tests {
             ..DefenceData::default()
         };
         let asked = |spec: AdversarialSpec| {
-            let questions = Questions::new(&spec, &data, None).unwrap();
+            let questions = Questions::new(&spec, &data, None);
             let batches = questions.batches(1, &mut Stream::new(0, "draws"));
             assert_eq!(batches.hazards.len(), spec.batch);
             batches.interrupted.into_iter().map(|(row, answer)| (row, answer.to_vec())).collect::<Vec<_>>()
@@ -432,9 +426,7 @@ mod tests {
         assert_eq!(rows(asked(some.clone())), BTreeSet::from([0, 1]));
         let only = asked(AdversarialSpec { openings: vec!["o0".into()], ..some.clone() });
         assert_eq!(only, vec![(0, vec![3, 4]); 9]);
-        let none = AdversarialSpec { openings: vec!["o7".into()], ..some };
-        let error = Questions::new(&none, &data, None).err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(error.contains("`interrupted`, got none") && error.contains("`openings`"), "{error}");
+        assert!(asked(AdversarialSpec { openings: vec!["o7".into()], ..some }).is_empty());
     }
 
     #[test]

@@ -277,7 +277,7 @@ pub struct AdversarialSpec {
     /// model must leave for a refusal.
     pub begun: f64,
     /// Hazards per edit and step that come with a whole compliant answer: before each of its tokens the next one is to be that which
-    /// begins a refusal, so that one answer shows as many ways out of it as it has tokens. An error where no hazard has such an answer.
+    /// begins a refusal, so that one answer shows as many ways out of it as it has tokens. A recipe is refused where no hazard has such an answer.
     pub interrupted: usize,
     /// Weight of these beside refusals under the edit, per nat.
     pub interrupted_weight: f64,

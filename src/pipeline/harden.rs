@@ -19,7 +19,7 @@ use super::verify::Trial;
 use crate::adapter::{AdapterSet, merge};
 use crate::checkpoint::staging::{check_target, check_writable, parent_of};
 use crate::checkpoint::{Checkpoint, Staged, files, patch, refuse_private_keys};
-use crate::data::{Kind, PromptSet, Split};
+use crate::data::{Example, Kind, PromptSet, Split};
 use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
 use crate::recipe::{Recipe, Stage, Suite};
@@ -282,7 +282,7 @@ impl Opened {
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;
         let data = prompts_of(&recipe.data)?;
-        check_openings(&recipe.stages, &recipe.suite, &data)?;
+        check_targets(&recipe.stages, &recipe.suite, &data)?;
         Ok(Self { base, stages, data })
     }
 }
@@ -330,11 +330,12 @@ pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>>
     recipe.stages.iter().enumerate().map(blocks).collect()
 }
 
-/// Refuses openings that no target of the data has: where they are used, hours of measuring would be lost.
+/// Refuses openings that no target of the data has, and answers to interrupt where it has none: where they are used, hours of
+/// measuring would be lost.
 ///
 /// # Errors
 /// [`Error::Usage`] naming the key, and the openings there are.
-pub fn check_openings(stages: &[Stage], suite: &Suite, data: &PromptSet) -> Result<()> {
+pub fn check_targets(stages: &[Stage], suite: &Suite, data: &PromptSet) -> Result<()> {
     let check = |key: String, wanted: &[String], split: Split| {
         let rows = data.select(split, Kind::Hazard).into_iter().filter(|row| row.target.is_some());
         let known: BTreeSet<&str> = rows.filter_map(|row| row.opening.as_deref()).collect();
@@ -350,6 +351,15 @@ pub fn check_openings(stages: &[Stage], suite: &Suite, data: &PromptSet) -> Resu
     for (i, stage) in stages.iter().enumerate() {
         if let Stage::Adversarial(spec, _) = stage {
             check(format!("stages.{i}.openings"), &spec.openings, Split::Train)?;
+            let allowed = |row: &Example| match (&row.answer, &row.target, &row.opening) {
+                (Some(_), Some(_), _) if spec.openings.is_empty() => true,
+                (Some(_), Some(_), Some(name)) => spec.openings.contains(name),
+                _ => false,
+            };
+            if spec.interrupted > 0 && !data.select(Split::Train, Kind::Hazard).into_iter().any(allowed) {
+                let problem = "expected a hazard of split `train` with an `answer` and a `target`, got none";
+                return Err(Error::usage(format!("`stages.{i}.interrupted`: {problem} in `{}`", data.name)));
+            }
         }
     }
     for (i, search) in suite.attacks.iter().enumerate().filter_map(|(i, attack)| Some((i, attack.search.as_ref()?))) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::budget;
 use super::corpus::prompts_of;
 use super::device::{Activations, Demand, Machine, Placement, Residency, Shelf};
-use super::harden::{check_match, check_openings, locate_for, stage_layers};
+use super::harden::{check_match, check_targets, locate_for, stage_layers};
 use super::suite::{Grid, Selection, tokens};
 use super::verify::{imported, row_names};
 use crate::Result;
@@ -72,7 +72,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let blueprint = families::blueprint(checkpoint.config())?;
     check_match(recipe, &checkpoint.config().model_type, blueprint.parameters())?;
     let data = prompts_of(&recipe.data)?;
-    check_openings(&recipe.stages, &recipe.suite, &data)?;
+    check_targets(&recipe.stages, &recipe.suite, &data)?;
     let own_requests = match recipe.data.own_requests {
         0 => String::new(),
         most => {
