@@ -42,6 +42,10 @@ enum Fault {
     NoRanges,
     /// Sends the content from another host.
     Redirects,
+    /// Answers 503 so many times to whoever asks for the second page of the list.
+    BusyPage(usize),
+    /// Names a next page on every page of the list.
+    Endless,
     /// Refuses everything.
     Gated,
     /// Knows nothing.
@@ -226,9 +230,16 @@ fn answer(
         // Two rows a page, as the hub has a thousand.
         let (list, page) = path.split_once("&page=").unwrap_or((&path, "0"));
         let page: usize = page.parse().unwrap();
+        if let Fault::BusyPage(n @ 1..) = fault
+            && page == 1
+        {
+            *left.lock().unwrap() = Fault::BusyPage(n - 1);
+            return send("503 Service Unavailable", "", 0, b"");
+        }
         let mut pages = rows.chunks(2).skip(page);
         let body = serde_json::to_string(pages.next().unwrap_or_default())?;
-        let link = pages.next().map(|_| format!("Link: <{list}&page={}>; rel=\"next\"\r\n", page + 1));
+        let more = pages.next().is_some() || fault == Fault::Endless;
+        let link = more.then(|| format!("Link: <{list}&page={}>; rel=\"next\"\r\n", page + 1));
         return send("200 OK", &link.unwrap_or_default(), body.len(), body.as_bytes());
     }
     let name = ["/resolve/", "/blob/"].iter().find_map(|part| path.split_once(part)).unwrap_or_default().1;
@@ -301,6 +312,25 @@ fn passing_faults_are_survived() {
         intact(&fetch(&server, root.path()).unwrap_or_else(|error| panic!("{fault:?}: {error}")));
         assert_eq!(fs::read_to_string(root.path().join("models--org--name/refs/main")).unwrap(), COMMIT);
     }
+}
+
+#[test]
+fn a_page_of_the_list_that_fails_is_asked_for_again_by_itself() {
+    let (server, root) = (Server::start(Fault::BusyPage(3), None), tempfile::tempdir().unwrap());
+    intact(&fetch(&server, root.path()).unwrap());
+    let asked = |end: &str| server.requests().iter().filter(|request| request.path.ends_with(end)).count();
+    assert_eq!([asked("?recursive=true"), asked("&page=1"), asked("&page=2")], [1, 4, 1]);
+
+    let (server, root) = (Server::start(Fault::BusyPage(99), None), tempfile::tempdir().unwrap());
+    let error = fetch(&server, root.path()).unwrap_err();
+    assert!(error.to_string().contains("503") && error.exit_code() == 3, "{error}");
+}
+
+#[test]
+fn a_list_without_an_end_is_given_up() {
+    let (server, root) = (Server::start(Fault::Endless, None), tempfile::tempdir().unwrap());
+    let error = fetch(&server, root.path()).unwrap_err();
+    assert!(error.to_string().contains("at most 100 pages") && error.exit_code() == 3, "{error}");
 }
 
 #[test]

@@ -29,6 +29,9 @@ const PARALLEL: usize = 4;
 const UNREACHED: &str = "is there a network, and is `ORG/NAME` right? a folder of this name would be taken instead";
 const ARRIVED: &str = "what has arrived is kept: the next try goes on from there";
 
+/// Pages of one list that are read; the hub puts a thousand rows on each.
+const MAX_PAGES: usize = 100;
+
 /// Attempts at one request or file before a passing fault becomes final.
 const ATTEMPTS: u32 = 5;
 
@@ -146,11 +149,24 @@ impl Hub {
         commit.map(str::to_owned).ok_or_else(|| Error::input(&repo.name, "expected the hub to name a commit, got none"))
     }
 
+    /// The rows of a list of the API, page by page: one that fails is asked for again by itself.
+    fn rows(&self, repo: &str, path: &str) -> Result<Vec<Value>> {
+        let (mut rows, mut url) = (vec![], self.endpoint.address(path));
+        for _ in 0..MAX_PAGES {
+            let (page, next) = self.patiently(repo, UNREACHED, || self.endpoint.page(repo, &url))?;
+            rows.extend(page);
+            match next {
+                Some(next) => url = next,
+                None => return Ok(rows),
+            }
+        }
+        Err(Error::input(repo, format!("expected a list of at most {MAX_PAGES} pages, got more")))
+    }
+
     /// The files that make the model, see [`chosen`].
     fn wanted(&self, repo: &RepoId, commit: &str) -> Result<Vec<Listed>> {
         let path = format!("api/models/{}/tree/{commit}?recursive=true", repo.name);
-        let rows = self.patiently(&repo.name, UNREACHED, || self.endpoint.rows(&repo.name, &path))?;
-        let files = chosen(rows.iter().filter_map(listed).collect());
+        let files = chosen(self.rows(&repo.name, &path)?.iter().filter_map(listed).collect());
         if !files.iter().any(|file| file.path.ends_with(".safetensors")) {
             let hint = "other formats are not read; look for a converted copy of the model";
             return Err(Error::input(&repo.name, "expected weights as safetensors, got none").hint(hint));

@@ -14,9 +14,6 @@ const MAX_REDIRECTS: usize = 5;
 /// The largest answer of the hub's API that is read, bytes.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// Pages of one list that are read; the hub puts a thousand rows on each.
-const MAX_PAGES: usize = 100;
-
 /// How a request failed.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -57,23 +54,15 @@ impl Endpoint {
         parsed(repo, self.get(repo, &self.address(path), 0)?)
     }
 
-    /// The rows of a list of the API, those of its further pages too. `repo` is for messages.
-    pub fn rows(&self, repo: &str, path: &str) -> std::result::Result<Vec<serde_json::Value>, Fault> {
-        let (mut rows, mut url) = (vec![], self.address(path));
-        for _ in 0..MAX_PAGES {
-            let response = self.get(repo, &url, 0)?;
-            let mut links = response.headers().get_all("link").iter();
-            let next = links.find_map(|value| next_page(value.to_str().ok()?)).map(|target| self.here(&url, target));
-            match parsed(repo, response)? {
-                serde_json::Value::Array(page) => rows.extend(page),
-                _ => return Err(Fault::Final(Error::input(repo, "expected a list from the hub, got something else"))),
-            }
-            match next {
-                Some(next) => url = next,
-                None => return Ok(rows),
-            }
+    /// The rows of one page of a list of the API, and the address of the next page. `repo` is for messages.
+    pub fn page(&self, repo: &str, url: &str) -> std::result::Result<(Vec<serde_json::Value>, Option<String>), Fault> {
+        let response = self.get(repo, url, 0)?;
+        let mut links = response.headers().get_all("link").iter();
+        let next = links.find_map(|value| next_page(value.to_str().ok()?)).map(|target| self.here(url, target));
+        match parsed(repo, response)? {
+            serde_json::Value::Array(rows) => Ok((rows, next)),
+            _ => Err(Fault::Final(Error::input(repo, "expected a list from the hub, got something else"))),
         }
-        Err(Fault::Final(Error::input(repo, format!("expected a list of at most {MAX_PAGES} pages, got more"))))
     }
 
     /// `target`, seen from `from`, on this host: a mirror may pass on the addresses of the hub behind it.
