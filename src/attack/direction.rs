@@ -136,8 +136,8 @@ impl Classes {
         Ok(difference.iter().map(|v| (f64::from(*v) / length) as f32).collect())
     }
 
-    /// The direction, and with a larger `rank` the principal directions of hazards around the harmless mean that come
-    /// next, projected out everywhere.
+    /// The direction, and with a larger `rank` the principal directions of hazards around the harmless mean beside it, projected out
+    /// everywhere.
     ///
     /// # Errors
     /// As [`Classes::direction`].
@@ -145,14 +145,15 @@ impl Classes {
         let mut rows = self.direction()?;
         if rank > 1 {
             let centre = mean(&self.harmless, self.width);
-            let around: Vec<f32> = self
-                .hazard
-                .chunks_exact(self.width)
-                .flat_map(|row| row.iter().zip(&centre).map(|(v, c)| (f64::from(*v) - c) as f32))
-                .collect();
-            rows.extend(principal(&around, self.width, rank));
+            // Beside the direction: it is nearly the leading principal direction, whose remnant is noise.
+            let beside = |row: &[f32]| {
+                let around: Vec<f64> = row.iter().zip(&centre).map(|(v, c)| f64::from(*v) - c).collect();
+                let along: f64 = around.iter().zip(&rows).map(|(v, d)| v * f64::from(*d)).sum();
+                around.iter().zip(&rows).map(|(v, d)| (v - along * f64::from(*d)) as f32).collect::<Vec<f32>>()
+            };
+            let around: Vec<f32> = self.hazard.chunks_exact(self.width).flat_map(beside).collect();
+            rows.extend(principal(&around, self.width, rank - 1));
         }
-        // The leading principal direction is nearly the difference of means: what is left of it comes last or is zero.
         let mut basis: Vec<f32> = orthonormal(&rows, self.width)
             .chunks_exact(self.width)
             .filter(|row| length(row) > 0.5)
@@ -212,6 +213,16 @@ mod tests {
         assert_eq!(shared_ending(&data(vec![pair(&[5, 1, 2]), pair(&[6, 7, 1, 2])])), 2);
         assert_eq!(shared_ending(&data(vec![pair(&[2])])), 1);
         assert_eq!(shared_ending(&data(vec![pair(&[3])])), 0);
+    }
+
+    #[test]
+    fn no_direction_of_a_subspace_is_spent_on_what_is_left_of_the_first() {
+        // Along the second axis they vary most, along the third less; the direction is the first, but for rounding.
+        let hazard = [[2.0, 3.0, 1.0], [2.1, -3.0, 1.0], [1.9, 3.0, -1.0], [2.0, -3.0, -1.0]].concat();
+        let found = classes(hazard, vec![0.0; 3]);
+        let Edit::Ablate { basis, rank, .. } = found.projection(2).unwrap() else { panic!("an ablation") };
+        assert_eq!(rank, 2);
+        assert!((basis[0] - 1.0).abs() < 1e-3 && (basis[4].abs() - 1.0).abs() < 1e-2, "{basis:?}");
     }
 
     #[test]

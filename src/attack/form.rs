@@ -32,6 +32,8 @@ pub(super) struct Factors {
     layer: usize,
     /// NoReFT: `W1`, `W2`. LoReFT and DiReFT: `R`, `W`, `b`. LobiReFT: `R`, `b`.
     vars: Vec<Var>,
+    /// What LobiReFT's `b` is given in.
+    unit: f64,
 }
 
 impl Factors {
@@ -53,7 +55,7 @@ impl Factors {
         if form != Form::Noreft {
             vars.push(values_of(&[rank], stream.uniform(rank, bound), device)?);
         }
-        let factors = Self { form, layer, vars };
+        let factors = Self { form, layer, vars, unit: 1.0 };
         factors.retract()?;
         Ok(factors)
     }
@@ -82,7 +84,23 @@ impl Factors {
                 return Err(Error::input("start of a learned edit", expected));
             }
         };
-        Ok(Self { form, layer, vars })
+        Ok(Self { form, layer, vars, unit: 1.0 })
+    }
+
+    /// Trains a vector in units of `norm`, the mean norm of what it is added to: in plain numbers the paper's steps could not take it
+    /// further than a fraction of one, whatever the stream's size. The other forms multiply the stream, so they need no unit.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub fn in_units_of(&mut self, norm: f64, from_fresh: bool) -> Result<()> {
+        if self.form == Form::Lobireft && norm.is_normal() {
+            if !from_fresh {
+                let bias = &self.vars[1];
+                bias.set(&(bias.as_tensor() * (self.unit / norm))?)?;
+            }
+            self.unit = norm;
+        }
+        Ok(())
     }
 
     /// What an optimiser moves.
@@ -106,7 +124,7 @@ impl Factors {
             Form::Direft => Placed::Affine { site, up: tensor(0)?, down: tensor(1)?, bias: tensor(2)? },
             Form::Lobireft => {
                 let up = tensor(0)?;
-                Placed::Affine { site, down: up.zeros_like()?.detach(), up, bias: tensor(1)? }
+                Placed::Affine { site, down: up.zeros_like()?.detach(), up, bias: (tensor(1)? * self.unit)? }
             }
         })
     }
@@ -132,6 +150,26 @@ mod tests {
     use super::*;
 
     const FORMS: [Form; 4] = [Form::Noreft, Form::Loreft, Form::Direft, Form::Lobireft];
+
+    #[test]
+    fn a_vector_is_trained_in_units_of_the_stream_and_a_start_stays_what_it_is() {
+        let bias = |factors: &Factors| match factors.placed(true).unwrap().edit().unwrap() {
+            Edit::Affine { bias, .. } => bias,
+            other => panic!("no vector: {other:?}"),
+        };
+        let mut fresh = Factors::fresh(Form::Lobireft, 2, 3, 16, &Device::Cpu, &mut Stream::new(7, "form")).unwrap();
+        let before = bias(&fresh);
+        fresh.in_units_of(8.0, true).unwrap();
+        assert!(bias(&fresh).iter().zip(&before).all(|(after, before)| (after - 8.0 * before).abs() < 1e-6));
+        let start = fresh.placed(true).unwrap().edit().unwrap();
+        let mut again = Factors::starting_from(Form::Lobireft, 2, &start, &Device::Cpu).unwrap();
+        again.in_units_of(4.0, false).unwrap();
+        assert!(bias(&again).iter().zip(&bias(&fresh)).all(|(a, b)| (a - b).abs() < 1e-6));
+        // A step of the optimiser is one of the stream's norm.
+        let moved = (again.vars()[1].as_tensor() + 0.5).unwrap();
+        again.vars()[1].set(&moved).unwrap();
+        assert!(bias(&again).iter().zip(&bias(&fresh)).all(|(a, b)| (a - b - 2.0).abs() < 1e-5));
+    }
 
     #[test]
     fn every_form_starts_again_where_it_stood() {

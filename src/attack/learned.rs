@@ -190,6 +190,11 @@ pub fn fit_together(
     let Given { opening, start } = given;
     let of_opening = |p: &&Pair| opening.is_none_or(|name| p.opening.as_deref() == Some(name));
     let chosen: Vec<&Pair> = data.pairs.iter().filter(of_opening).take(settings.pairs).collect();
+    if data.pairs.is_empty() {
+        let problem =
+            "expected hazards with a `target`, an answer that complies, in the split that attackers train on, got none";
+        return Err(Error::input("attack data", problem).hint("attacks without gradients need none"));
+    }
     if chosen.is_empty() {
         let openings: BTreeSet<&str> = data.pairs.iter().filter_map(|p| p.opening.as_deref()).collect();
         return Err(Error::input("attack data", format!("expected pairs with opening {opening:?}, got {openings:?}")));
@@ -199,8 +204,10 @@ pub fn fit_together(
     let prefix = Prefix::new(decoder, first, &chosen, data.pad)?;
     let batch = settings.batch.min(prefix.len());
     let mut fits: Vec<(Learner, f64, Draws<'_>)> = vec![];
+    let norm = prefix.mean_norm()?;
     for (rate, stream) in wanted {
-        let learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
+        let mut learner = Learner::new(decoder, settings.form, &settings.layers, settings.rank, start, stream)?;
+        learner.factors.iter_mut().try_for_each(|factors| factors.in_units_of(norm, start.is_none()))?;
         fits.push((learner, rate, Draws { stream, order: vec![] }));
     }
     for step in 0..settings.steps {
@@ -300,6 +307,23 @@ mod tests {
             // They do differ: what is compared is not one edit with itself.
             assert!(numbers(&alone[0].edit) != numbers(&alone[1].edit) && numbers(&alone[0].edit) != numbers(&start));
         }
+    }
+
+    #[test]
+    fn data_without_targets_say_so() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "learned"));
+        let settings = Fit {
+            form: Form::Noreft,
+            layers: vec![1],
+            rank: 1,
+            pairs: 4,
+            steps: 1,
+            batch: 2,
+            learning_rate: 0.01,
+            positions: Positions::All,
+        };
+        let error = fit(&decoder, &AttackData::default(), &settings, &mut Stream::new(1, "a")).unwrap_err();
+        assert!(error.to_string().contains("expected hazards with a `target`"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A frozen decoder above an attacked block: what an attacker's training runs forward and backward.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::Pair;
 use crate::intervention::{Placed, Positions};
@@ -52,6 +52,17 @@ impl<'a> Prefix<'a> {
     /// Number of pairs.
     pub fn len(&self) -> usize {
         self.prompts.len()
+    }
+
+    /// Mean Euclidean norm of the inputs of block `layer`, over all tokens of all pairs.
+    ///
+    /// # Errors
+    /// When a copy from the device fails.
+    pub fn mean_norm(&self) -> Result<f64> {
+        let norms = self.inputs.to_dtype(DType::F32)?.sqr()?.sum(2)?.sqrt()?.to_vec2::<f32>()?;
+        let tokens = norms.iter().zip(&self.pads).flat_map(|(row, pad)| &row[*pad..]);
+        let (sum, count) = tokens.fold((0.0, 0_usize), |(sum, count), norm| (sum + f64::from(*norm), count + 1));
+        Ok(sum / count.max(1) as f64)
     }
 
     /// Whether there is no pair.

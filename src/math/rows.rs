@@ -25,6 +25,13 @@ fn length(row: &[f64]) -> f64 {
     row.iter().map(|v| v * v).sum::<f64>().sqrt()
 }
 
+/// Share of the rows' norms below which their sum is nothing to begin with.
+const CANCELLED: f32 = 1e-4;
+
+fn norm_of(row: &[f32]) -> f32 {
+    row.iter().map(|v| v * v).sum::<f32>().sqrt()
+}
+
 /// Orthonormal rows that span the `rank` leading principal directions of `rows` of `width`, the strongest first.
 ///
 /// Rows are taken as they are; subtract their mean beforehand for components of the variance. Subspace iteration on
@@ -38,7 +45,14 @@ pub fn principal(rows: &[f32], width: usize, rank: usize) -> Vec<f32> {
     let mut order: Vec<usize> = (0..count).collect();
     let norm = |i: &usize| rows[i * width..(i + 1) * width].iter().map(|v| v * v).sum::<f32>();
     order.sort_by(|a, b| norm(b).total_cmp(&norm(a)));
-    let mut basis: Vec<f32> = orthonormal(&mixed(rows, width, &order, rank), width);
+    let mut start = mixed(rows, width, &order, rank);
+    if let ([strongest, ..], 1) = (order.as_slice(), rank)
+        && norm_of(&start) < CANCELLED * rows.chunks_exact(width).map(norm_of).sum::<f32>()
+    {
+        // Rows around their mean: their sum is what rounding leaves.
+        start = rows[strongest * width..(strongest + 1) * width].to_vec();
+    }
+    let mut basis: Vec<f32> = orthonormal(&start, width);
     for _ in 0..ITERATIONS {
         let mut next = vec![0.0_f64; rank * width];
         for row in rows.chunks_exact(width) {
@@ -71,6 +85,13 @@ fn mixed(rows: &[f32], width: usize, order: &[usize], rank: usize) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::math::seed::Stream;
+
+    #[test]
+    fn rows_around_their_mean_have_a_leading_direction_too() {
+        let rows = [3.0, 0.1, 0.0, -3.0, 0.0, 0.1, 1.0, 0.0, -0.1, -1.0, -0.1, 0.0];
+        assert!(norm_of(&mixed(&rows, 3, &[0, 1, 2, 3], 1)) < 1e-6, "they cancel");
+        assert!(principal(&rows, 3, 1)[0].abs() > 0.99);
+    }
 
     fn dot(a: &[f32], b: &[f32]) -> f32 {
         a.iter().zip(b).map(|(a, b)| a * b).sum()

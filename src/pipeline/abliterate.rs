@@ -5,16 +5,16 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Side, Subject};
-use super::cell::{Cell, Fitted, OF_BASE, Range, order, place, reweighed};
+use super::cell::{Cell, Fitted, OF_BASE, Range, found, nothing, order, place, reweighed};
 use super::examiner::Counts;
 use super::weights::{Reweighting, spectrum};
+use crate::Result;
 use crate::attack::AttackData;
 use crate::attack::abliteration::{Abliteration, Kernel, Setting};
 use crate::attack::direction::{Classes, contrasts, shared_ending};
 use crate::math::seed::Stream;
 use crate::model::loss::{kl_divergence, log_probabilities};
 use crate::model::{Decoder, Hooks, Point, TokenBatch};
-use crate::{Error, Result};
 
 /// Harmless prompts whose first answered token is compared.
 const HARMLESS_PROMPTS: usize = 32;
@@ -90,9 +90,10 @@ impl Range<'_, '_> {
                 }
             }
         }
-        let missing =
-            || Error::input(&cell.name, "expected a difference between the classes at one block at least, got none");
-        let (mut trial, mut choice, directions) = best.ok_or_else(missing)?;
+        let Some((mut trial, mut choice, directions)) = best else {
+            let nothing = nothing();
+            return Ok(Fitted { search: nothing.choice.clone(), choice: nothing.choice, ..found(nothing.edit, 0) });
+        };
         let mut searched = String::new();
         if let Some(trials) = cell.spec.search_trials {
             let found = self.search_kernel(cell, subject, side, &harmless, &directions, trials)?;

@@ -22,6 +22,7 @@ use crate::judge::guard::{Guard, GuardSpec};
 use crate::model::Decoder;
 use crate::recipe::{EarlyStop, Suite};
 use crate::report::sequential::Looks;
+use crate::report::threshold::MIN_BASE_ASR;
 use crate::report::{Calibration, Rate, Thresholds};
 use crate::utility::harness::HarnessTask;
 use crate::{Error, Result};
@@ -220,10 +221,12 @@ impl Bench {
     }
 }
 
-/// Rates that a cell must be on one side of: the recipe's own, and those that gate single rows.
+/// Rates that a cell must be on one side of: the recipe's own, those that gate single rows, and the one from which on an attack on the
+/// base counts.
 fn bounds(stop: &EarlyStop, thresholds: &Thresholds) -> Vec<f64> {
     let gates = [thresholds.frozen_asr.max_worst, thresholds.adaptive_asr.max_worst, thresholds.control_asr.max];
-    let mut bounds: Vec<f64> = stop.at.iter().copied().chain(gates.into_iter().flatten()).collect();
+    let gates = gates.into_iter().flatten().chain([MIN_BASE_ASR]);
+    let mut bounds: Vec<f64> = stop.at.iter().copied().chain(gates).collect();
     bounds.sort_by(f64::total_cmp);
     bounds.dedup();
     bounds

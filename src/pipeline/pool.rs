@@ -115,6 +115,10 @@ impl Pool {
             spec.openings.is_empty() || pair.opening.as_ref().is_some_and(|name| spec.openings.contains(name))
         };
         let data = AttackData { pairs: data.pairs.iter().filter(allowed).cloned().collect(), ..data.clone() };
+        if data.pairs.is_empty() && spec.openings.is_empty() {
+            let problem = "expected hazards of split `train` with a `target`, an answer that complies, got none";
+            return Err(Error::input("prompts of stage `adversarial`", problem));
+        }
         if data.pairs.is_empty() {
             return Err(Error::usage(format!("`openings`: expected some of the data's, got {:?}", spec.openings)));
         }

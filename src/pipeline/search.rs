@@ -1,7 +1,7 @@
 //! The attacker who searches: learned edits of several step sizes, starts, openings and seeds, of which the worst counts.
 
 use super::bench::{Side, Subject};
-use super::cell::{Candidate, Cell, Fitted, Range, found, learned, order, place, settings_of};
+use super::cell::{Candidate, Cell, Fitted, OF_BASE, Range, found, learned, order, place, settings_of};
 use super::device::fitted_together;
 use crate::attack::Found;
 use crate::attack::form::Form;
@@ -46,24 +46,33 @@ impl Range<'_, '_> {
             }
         }
         let mut tried: Vec<(Candidate, String)> = vec![];
+        if let Some(edit) = start {
+            // Nothing keeps an attacker from what was fitted on the base, as it is.
+            let key =
+                self.bench.key(&format!("search/{}/{OF_BASE}", place(cell, Side::Hardened)), &(subject.identity, edit));
+            let as_it_is = self.units.cached(&key, || self.candidate(cell, subject, edit.clone(), 0))?;
+            tried.push((as_it_is, OF_BASE.into()));
+        }
         for group in &groups {
             tried.extend(self.candidates(cell, form, subject, group)?);
             if tried.iter().any(|(one, _)| one.counts.n > 0 && one.counts.successes == one.counts.n) {
                 break;
             }
         }
-        let (count, evaluations) = (tried.len(), tried.iter().map(|(one, _)| one.gradient_evaluations).sum());
+        let count = tried.len() - usize::from(start.is_some());
+        let evaluations = tried.iter().map(|(one, _)| one.gradient_evaluations).sum();
         // The first of the best.
         let best = tried.into_iter().rev().max_by_key(|(one, _)| order(&one.counts));
         let (best, choice) =
             best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
         let search = format!(
-            "{} step sizes x {} starts x {} openings x {} seeds, {count} of {} tried, chosen on {} validation prompts",
+            "{} step sizes x {} starts x {} openings x {} seeds, {count} of {} fitted{}, chosen on {} validation prompts",
             search.learning_rates.len(),
             starts.len(),
             openings.len(),
             search.seeds,
             groups.iter().map(|group| group.rates.len()).sum::<usize>(),
+            if start.is_some() { " beside that of the base" } else { "" },
             best.counts.n
         );
         Ok(Fitted { choice, search, ..found(best.edit, evaluations) })

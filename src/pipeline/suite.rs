@@ -100,8 +100,8 @@ impl Grid {
                             grid.controls.push(without_edit(&cell));
                             grid.attacks.push(cell);
                         }
-                        // The `random` row itself is the control of the paper's attack.
-                        (AttackKind::Noreft, _) if !spec.joint => grid.attacks.push(cell),
+                        // The `random` row itself is the control of an attack of its settings.
+                        (AttackKind::Noreft, _) if !spec.joint && of_one_size(suite, spec) => grid.attacks.push(cell),
                         _ => {
                             let always = matches!(method, Method::Given | Method::Weights);
                             if (wants_random || always) && cell.seed == 0 {
@@ -246,6 +246,15 @@ impl Grid {
     fn cells(&self) -> impl Iterator<Item = &Cell> {
         self.attacks.iter().chain(&self.controls)
     }
+}
+
+/// Whether the suite has a `random` row of the size of a learned edit of these settings, or none at all.
+fn of_one_size(suite: &Suite, spec: &AttackSpec) -> bool {
+    let size = |spec: &AttackSpec| {
+        (spec.rank, spec.pairs, steps(spec), spec.batch, spec.learning_rate.to_bits(), spec.positions)
+    };
+    let mut controls = suite.attacks.iter().filter(|other| other.kind == AttackKind::Random).peekable();
+    controls.peek().is_none() || controls.any(|control| size(control) == size(spec))
 }
 
 /// The control of the recipe's `random` row: the size of a learned edit of the same settings.
@@ -486,7 +495,7 @@ fn mean(counts: &[Counts], calibration: Option<&Calibration>) -> Outcome {
     }
 }
 
-fn positions_name(positions: Positions) -> &'static str {
+pub(super) fn positions_name(positions: Positions) -> &'static str {
     match positions {
         Positions::Prompt => "prompt",
         Positions::All => "all",
@@ -546,6 +555,22 @@ mod tests {
         let all = [0, 1, 2, 3];
         assert_eq!(names, [("noreft r2 p80", &[0][..]), ("noreft r2 p80", &[2]), ("ablation p80 best of 4", &all)]);
         assert_eq!(grid.controls.len(), 1 + 4 + 1, "one like the ablation, one a block, and none at all");
+    }
+
+    #[test]
+    fn a_learned_edit_of_another_size_than_the_random_row_has_a_control_of_its_own() {
+        let suite = suite(
+            "attacks: [{kind: noreft}, {kind: noreft, rank: 8, steps: 9}, {kind: noreft, positions: last}, {kind: random}]",
+        );
+        let grid = Grid::new(&suite, 1).unwrap();
+        let names: Vec<(&str, Positions)> =
+            grid.controls.iter().map(|cell| (cell.name.as_str(), cell.spec.positions)).collect();
+        let [all, last] = [Positions::All, Positions::Last];
+        let expected =
+            [("random like noreft r8 p80 s9", all), ("random like noreft r2 p80", last), ("random r2 p80", all)];
+        assert_eq!(names, expected);
+        let without = Grid::new(&self::suite("attacks: [{kind: noreft, rank: 8}]"), 1).unwrap();
+        assert!(without.controls.is_empty(), "none is asked for");
     }
 
     #[test]

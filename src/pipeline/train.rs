@@ -18,6 +18,7 @@ use crate::adapter::{AdapterSet, peft};
 use crate::checkpoint::Digest;
 use crate::defence::{BlockOutcome, UnitStore, Weighed, trainable};
 use crate::event::{Event, Observer};
+use crate::math::seed::Stream;
 use crate::model::Decoder;
 use crate::recipe::{Recipe, Stage};
 use crate::report::{Shard, wording};
@@ -110,11 +111,23 @@ impl Training<'_> {
             if !layers.is_empty() {
                 let weights = Weighed { original: &self.base.decoder, current: &decoder };
                 let mut store = Scoped::new(journal, &step.scope);
-                run_stage(step.stage, &layers, weights, self.data, self.recipe.seed, observer, &mut store)?;
+                run_stage(step.stage, &layers, weights, self.data, self.seed(&step), observer, &mut store)?;
             }
             return Ok(Part { shard, stage: Some((step.number, kind)), layers, run });
         }
         Ok(Part { shard, stage: None, layers: vec![], run })
+    }
+
+    /// A stage that comes a second time draws other numbers than the first time: it would meet the same batches and edits again.
+    fn seed(&self, step: &Step<'_>) -> u64 {
+        let before = self.recipe.stages[..step.number - 1].iter();
+        match before.filter(|other| other.kind() == step.stage.kind()).count() {
+            0 => self.recipe.seed,
+            times => {
+                let name = format!("stage/{}/{times}", step.stage.kind());
+                Stream::new(self.recipe.seed, &name).below(usize::MAX) as u64
+            }
+        }
     }
 
     fn steps(&self) -> Result<Vec<Step<'_>>> {
@@ -161,7 +174,7 @@ impl Training<'_> {
         self.require_all_parts(step, journal)?;
         let weights = Weighed { original: &self.base.decoder, current: decoder };
         let mut store = Scoped::new(journal, &step.scope);
-        let outcome = run_stage(step.stage, step.layers, weights, self.data, self.recipe.seed, observer, &mut store)?;
+        let outcome = run_stage(step.stage, step.layers, weights, self.data, self.seed(step), observer, &mut store)?;
         let folder = step.folder(journal);
         remove(&folder)?;
         let adapters = if outcome.adapters.is_empty() {

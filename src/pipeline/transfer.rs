@@ -128,8 +128,10 @@ const SIGNS: usize = 2;
 /// Factors on the edit that arrives, each with the number of its sign: of either sign for a direction, which has none of its own.
 fn strengths(cell: &Cell, of: AttackKind) -> Vec<(usize, f64)> {
     match (of, cell.spec.coefficients.as_slice()) {
-        (AttackKind::Ablation, _) | (_, []) => vec![(1, 1.0)],
+        // As found it points towards hazards, which is where refusals are: an attacker goes the other way, and not all of it.
+        (AttackKind::MeanDifference, []) => of_either_sign(&[0.25, 0.5, 1.0]),
         (AttackKind::MeanDifference, given) => of_either_sign(given),
+        (AttackKind::Ablation, _) | (_, []) => vec![(1, 1.0)],
         (_, given) => {
             let mut given = given.to_vec();
             upwards(&mut given);

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::bench::Bench;
@@ -204,7 +204,10 @@ fn unchanged(file: &std::path::Path, digest: &str) -> Result<()> {
 fn combined(decoder: &Decoder, a: &Decoder, b: &Decoder, scale: f64) -> Result<Decoder> {
     let (a, b) = (a.weights()?, b.weights()?);
     decoder.map_weights(|name, weight| match (a.get(name), b.get(name)) {
-        (Some(a), Some(b)) => Ok((weight + ((a - b)? * scale)?)?.detach()),
+        (Some(a), Some(b)) => {
+            let moved = (weight.to_dtype(DType::F32)? + (difference(a, b)? * scale)?)?;
+            Ok(moved.to_dtype(weight.dtype())?.detach())
+        }
         _ => Err(Error::input(name, "expected a weight of all models, got none")),
     })
 }
@@ -214,12 +217,12 @@ fn rounded(decoder: &Decoder, bits: u32) -> Result<Decoder> {
         if weight.rank() != 2 {
             return Ok(weight.clone());
         }
-        let mut values = host_values(weight)?;
+        let mut values = host_values(&weight.to_dtype(DType::F32)?)?;
         let width = weight.dim(1)?;
         for row in values.chunks_mut(width) {
             if bits == 4 && name.starts_with("model.layers.") { Q4_0::round_trip(row) } else { Q8_0::round_trip(row) }
         }
-        Ok(Tensor::from_vec(values, weight.dims(), weight.device())?)
+        Ok(Tensor::from_vec(values, weight.dims(), weight.device())?.to_dtype(weight.dtype())?)
     })
 }
 
@@ -227,13 +230,13 @@ fn random(decoder: &Decoder, changed: &Decoder, stream: &mut Stream) -> Result<D
     let changed = changed.weights()?;
     decoder.map_weights(|name, weight| {
         let Some(other) = changed.get(name) else { return Ok(weight.clone()) };
-        let size = frobenius(&(other - weight)?)?;
+        let size = frobenius(&difference(other, weight)?)?;
         if size == 0.0 {
             return Ok(weight.clone());
         }
         let noise = Tensor::from_vec(stream.gaussian(weight.elem_count(), 1.0), weight.dims(), weight.device())?;
         let factor = size / frobenius(&noise)?.max(f64::MIN_POSITIVE);
-        Ok((weight + (noise * factor)?)?.detach())
+        Ok((weight.to_dtype(DType::F32)? + (noise * factor)?)?.to_dtype(weight.dtype())?.detach())
     })
 }
 
@@ -250,8 +253,13 @@ fn random_adapters(like: &AdapterSet, stream: &mut Stream) -> Result<AdapterSet>
         .collect()
 }
 
+/// `A − B` in f32: on an accelerator matrices may be held as bf16.
+fn difference(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok((a.to_dtype(DType::F32)? - b.to_dtype(DType::F32)?)?)
+}
+
 fn frobenius(tensor: &Tensor) -> Result<f64> {
-    Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    Ok(f64::from(tensor.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
 }
 
 /// What a change of weights looks like, in words: how many tensors, how large, and how many directions it takes.
@@ -266,7 +274,7 @@ pub fn spectrum(before: &Decoder, after: &Decoder) -> Result<String> {
     let mut ranks = vec![];
     for (name, weight) in &before {
         let other = after.get(name).ok_or_else(|| Error::input(name, "expected a weight of both models, got none"))?;
-        let delta = (other - weight)?;
+        let delta = difference(other, weight)?;
         let norm = frobenius(&delta)?;
         size += frobenius(weight)?.powi(2);
         change += norm.powi(2);
@@ -296,4 +304,34 @@ fn leading(matrix: &Tensor) -> Result<f64> {
         vector = matrix.t()?.matmul(&image)?;
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::{random_decoder, tiny};
+
+    #[test]
+    fn matrices_that_an_accelerator_holds_as_bf16_change_like_others() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "decoder"));
+        let half = |decoder: &Decoder| {
+            decoder.map_weights(|_, weight| match weight.rank() {
+                2 => Ok(weight.to_dtype(DType::BF16)?),
+                _ => Ok(weight.clone()),
+            })
+        };
+        let base = half(&decoder).unwrap();
+        let changed = half(&rounded(&decoder, 4).unwrap()).unwrap();
+        let words = spectrum(&base, &changed).unwrap();
+        assert!(words.contains("tensors, relative norm") && !words.starts_with("0 "), "{words}");
+        for other in [
+            rounded(&base, 8).unwrap(),
+            random(&base, &changed, &mut Stream::new(2, "noise")).unwrap(),
+            combined(&base, &changed, &base, 1.0).unwrap(),
+        ] {
+            let kinds = |decoder: &Decoder| decoder.weights().unwrap().values().map(Tensor::dtype).collect::<Vec<_>>();
+            assert_eq!(kinds(&other), kinds(&base));
+            assert_ne!(spectrum(&base, &other).unwrap().split(' ').next(), Some("0"));
+        }
+    }
 }
