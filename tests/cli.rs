@@ -459,8 +459,45 @@ fn parts_without_utility_do_not_pass_a_policy_that_has_it() {
     let merge = ["report", "merge", part.to_str().unwrap(), "--policy", "demo"];
     let merged = ran(&merge);
     assert!(merged.code == 3 && merged.err.contains("no row of `maths`"), "{}", merged.err);
+    // Nor do those of other attacks, whatever bounds they are held against.
     let without = ran(&[&merge[..], &["--set", "utility=[]"]].concat());
-    assert_ne!(without.code, 3, "{}", without.err);
+    assert!(without.code == 3 && without.err.contains("no row of `noreft r2 p80` at block 0"), "{}", without.err);
+}
+
+#[test]
+fn a_policy_decides_about_all_of_its_rows_by_its_own_bounds() {
+    let world = World::new();
+    let path = |name: &str| world.root().join(name).display().to_string();
+    let (model, recipe) = (path("model"), path("recipe.yaml"));
+    let measured = |out: &str, more: &[&str]| {
+        let command = ["attack", &model, "--base", &model, "--suite", &recipe, "--run", &path("run"), "--report", out];
+        assert_eq!(ran(&[&command, more].concat()).code, 0);
+    };
+    let (whole, narrow, joined) = (path("whole"), path("narrow"), path("joined"));
+    measured(&whole, &[]);
+    measured(&narrow, &["--only", "noreft r2 p4 s2 b2"]);
+    let merge = |part: &str, more: &[&str]| {
+        ran(&[&["report", "merge", part, "--policy", &recipe, "--out", &joined], more].concat())
+    };
+    let lacking = merge(&narrow, &[]);
+    assert!(lacking.code == 3 && lacking.err.contains("no row of `ablation p4 best of 2`"), "{}", lacking.err);
+    assert_eq!(merge(&whole, &[]).code, 5, "nothing to defend");
+    // The recipe's own attacks fitted anew only: the frozen rows of a policy that asks for both are missed.
+    let refitted = path("refitted");
+    let by_policy = |out: &str, set: &str| {
+        let verify = ["verify", &model, "--base", &model, "--policy", &recipe, "--report", out, "--run", &path("run")];
+        assert_eq!(ran(&[&verify[..], &["--set", set]].concat()).code, 5);
+    };
+    by_policy(&refitted, "suite.attacks.0.knowledge=[adaptive]");
+    let lacking = merge(&refitted, &[]);
+    assert!(lacking.code == 3 && lacking.err.contains("at block 1, all tokens, frozen"), "{}", lacking.err);
+
+    let (task, policy) = ("utility=[{task: benign, bound: 0.9}]", "utility=[{task: benign, bound: 0.01}]");
+    by_policy(&whole, task);
+    assert_eq!(merge(&whole, &["--set", policy]).code, 5);
+    let report = fs::read_to_string(world.root().join("joined/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["utility"][0]["bound"], 0.01);
 }
 
 #[test]

@@ -9,9 +9,9 @@ use super::attack::write_report;
 use super::render::Screen;
 use crate::checkpoint::files;
 use crate::event::{Event, Observer as _};
+use crate::pipeline::policy;
 use crate::pipeline::publish::published;
 use crate::report::{Report, Thresholds, compare, html, junit, merge, sarif, svg};
-use crate::utility::spec::Task;
 use crate::{Error, Result};
 
 /// Join the parts of a sharded measurement, or show a report in another form.
@@ -74,18 +74,11 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         Command::Merge { parts, policy, overrides, out } => {
             let reports = parts.iter().map(|part| read(part)).collect::<Result<Vec<_>>>()?;
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
-            let recipe = recipe.as_ref().map(published);
-            let thresholds = recipe.as_ref().map_or_else(Thresholds::default, |recipe| recipe.thresholds);
-            let whole = merge::merge(&reports, &thresholds)?;
-            // A task without a row would be a gate that nobody decides. Rows of a task file have names of their own.
-            let measured =
-                |task: Task| task == Task::Imported || whole.utility.iter().any(|row| row.task == task.name());
-            let mut tasks = recipe.iter().flat_map(|recipe| &recipe.utility).map(|spec| spec.task);
-            if let Some(task) = tasks.find(|task| !measured(*task)) {
-                let text = format!("the parts have no row of `{}`, which the policy has under `utility`", task.name());
-                return Err(Error::input("report", text)
-                    .hint("`immunise verify --policy` measures it, `immunise attack` doesn't; or `--set utility=[]`"));
+            let mut whole = merge::merge(&reports, &Thresholds::default())?;
+            if let Some(recipe) = &recipe {
+                policy::conclude(&mut whole, recipe)?;
             }
+            let recipe = recipe.as_ref().map(published);
             if recipe.as_ref().is_some_and(|recipe| recipe.digest() != whole.recipe_digest) {
                 let text =
                     "the parts were measured by another recipe; the thresholds of this one are held against their rows";

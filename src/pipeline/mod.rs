@@ -22,6 +22,7 @@ pub mod journal;
 pub mod metrics;
 pub mod model;
 pub mod plan;
+pub mod policy;
 pub mod pool;
 pub mod publish;
 pub mod stage;

@@ -138,7 +138,7 @@ fn attacks(out: &mut String, report: &Report) {
                 let worst = format!("{} ({})", percent(worst.hardened.asr), blocks(&worst.layers));
                 [blocks(&counted).replace("blocks ", "").replace("block ", ""), percent(base.value), after, worst]
             }
-            _ => ["none counts".into(), "below 50%".into(), "-".into(), "-".into()],
+            _ => ["none counts".into(), row.why_not_counted().0.into(), "-".into(), "-".into()],
         };
         let line = format!(
             "| {} | {}, {} positions | {} |",

@@ -85,6 +85,18 @@ impl AttackRow {
     pub fn same_attack(&self, other: &Self) -> bool {
         self.name == other.name && self.positions == other.positions
     }
+
+    /// Whether the edit of the hardened model is the best of a search, which the un-hardened one is not.
+    #[must_use]
+    pub fn is_searched(&self) -> bool {
+        self.adaptive && self.budget.steps > 0 && self.name.split(' ').any(|part| part == "search")
+    }
+
+    /// Whether the attack plainly does better on the hardened model than on the un-hardened one.
+    #[must_use]
+    pub fn has_risen(&self) -> bool {
+        self.base.is_some_and(|base| self.hardened.low > base.high)
+    }
 }
 
 impl Report {

@@ -70,11 +70,7 @@ fn attack(row: &AttackRow) -> TestCase {
         case(&name, &None)
     } else {
         let mut status = TestCaseStatus::skipped();
-        status.set_message(if row.ungated {
-            "shown and never gated"
-        } else {
-            "the un-hardened model withstands this attack: nothing to defend"
-        });
+        status.set_message(row.why_not_counted().1);
         TestCase::new(name, status)
     };
     case.set_system_out(measured);

@@ -4,6 +4,9 @@ use super::schema::{AttackRow, Report, UtilityRow};
 use super::threshold::Thresholds;
 use crate::error::{Error, Result};
 
+/// Missing parts that an error names at most.
+const MISSING_NAMED: usize = 20;
+
 /// Joins parts of one run and concludes the whole.
 ///
 /// Parts must agree on everything but their rows. Rows are ordered by name, positions, knowledge and blocks, so the order of
@@ -27,8 +30,9 @@ pub fn merge(parts: &[Report], thresholds: &Thresholds) -> Result<Report> {
         }
     }
     if let Some(shard) = first.shard {
-        let missing: Vec<String> = (1..=shard.count).filter(|i| !seen.contains(i)).map(|i| i.to_string()).collect();
-        if !missing.is_empty() {
+        if seen.len() < shard.count as usize {
+            let missing = (1..=shard.count).filter(|i| !seen.contains(i)).take(MISSING_NAMED);
+            let missing: Vec<String> = missing.map(|i| i.to_string()).collect();
             let problem = format!("expected {} shards, got {}", shard.count, seen.len());
             return Err(Error::input("report", problem).hint(format!("missing: {}", missing.join(", "))));
         }

@@ -28,6 +28,7 @@ pub mod prevalence;
 mod sample;
 pub mod sarif;
 pub mod schema;
+mod sense;
 pub mod sequential;
 pub mod svg;
 pub mod text;

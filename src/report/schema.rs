@@ -409,7 +409,7 @@ pub struct Summary {
     pub mean_asr: Option<MeanAsr>,
     /// Mean attack success over the applicable frozen rows.
     pub frozen_asr: Option<MeanAsr>,
-    /// The applicable row with the highest attack success on the hardened model.
+    /// The row with the highest attack success on the hardened model, of those that count and those that hardening opened.
     pub worst: Option<WorstCell>,
     /// Gradient evaluations to 50% attack success.
     pub budget_to_half: BudgetToHalf,
@@ -531,8 +531,8 @@ impl Report {
     /// Reads a report back.
     ///
     /// # Errors
-    /// [`Error::Input`] naming `subject` when the text is no report, has unknown fields, another schema version or a curve without
-    /// points.
+    /// [`Error::Input`] naming `subject` when the text is no report, has unknown fields, another schema version or figures that no
+    /// measurement gives, such as a rate outside of its interval.
     pub fn from_json(text: &str, subject: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -548,11 +548,8 @@ impl Report {
             .hint("it was written by another version of immunise"));
         }
         let report: Self = serde_json::from_str(text).map_err(problem)?;
-        match report.summary.curves.iter().position(|curve| curve.points.is_empty()) {
-            Some(i) => {
-                let problem = format!("`summary.curves.{i}.points`: expected one point at least, got an empty list");
-                Err(Error::input(subject, problem))
-            }
+        match super::sense::problem(&report) {
+            Some(problem) => Err(Error::input(subject, problem)),
             None => Ok(report),
         }
     }

@@ -127,7 +127,7 @@ pub fn summary(report: &Report, width: usize) -> Vec<Line> {
                 cells.push(interval(&after));
                 cells.push(worst(&group));
             }
-            _ => cells.extend(["below 50%".into(), "does not count".into(), "-".into()]),
+            _ => cells.extend([first.why_not_counted().0.into(), "does not count".into(), "-".into()]),
         }
         if corrected {
             cells.insert(5, group.corrected().map_or_else(|| "-".into(), |rate| interval(&rate)));

@@ -223,6 +223,18 @@ impl HarnessTask {
         self.file.scoring.metrics().into_iter().map(|(metric, _)| self.row_name(&metric)).collect()
     }
 
+    /// Names of the rows with the bound that each is held to, in order.
+    #[must_use]
+    pub fn bounds(&self) -> Vec<(String, Option<f64>)> {
+        let metrics = self.file.scoring.metrics().into_iter();
+        metrics.map(|(metric, _)| (self.row_name(&metric), self.bound_of(&metric))).collect()
+    }
+
+    /// A bound is for one metric where the recipe names it, else for all of the file's.
+    fn bound_of(&self, metric: &str) -> Option<f64> {
+        self.bound.filter(|_| self.gated.as_ref().is_none_or(|gated| gated == metric))
+    }
+
     fn row_name(&self, metric: &str) -> String {
         format!("{} {metric}", self.file.name)
     }
@@ -267,9 +279,8 @@ impl HarnessTask {
                 base: base.as_ref().map(|base| base.outcomes[i].clone()),
                 hardened: hardened.outcomes[i].clone(),
             };
-            let gates = self.gated.as_ref().is_none_or(|gated| *gated == metric);
             UtilityRow {
-                bound: self.bound.filter(|_| gates),
+                bound: self.bound_of(&metric),
                 digest: Some(self.digest.clone()),
                 ..rate_row(&self.row_name(&metric), &words, Direction::HigherIsBetter, &outcomes)
             }
