@@ -347,6 +347,77 @@ fn a_second_copy_of_the_weights_is_pointed_out() {
     assert_eq!(copies(&["original"]), ["pytorch_model.bin"]);
 }
 
+#[test]
+fn weights_are_known_by_every_spelling_of_their_ending() {
+    let others = [
+        "Extra.SafeTensors",
+        "PYTORCH_MODEL.BIN",
+        "a.ckpt",
+        "a.npy",
+        "a.npz",
+        "a.ot",
+        "a.pkl",
+        "a.tflite",
+        "model.safetensors.1",
+        "model.safetensors.bak",
+        "model.safetensors.index.json.bak",
+    ];
+    for model in [Model::single(Dtype::F32), Model::sharded(Dtype::F32)] {
+        for name in
+            others.iter().chain(&["readme.bin.txt", "npy", "safetensors", "consolidated.safetensors.index.json"])
+        {
+            fs::write(model.dir.join(name), "x").unwrap();
+        }
+        let base = model.open();
+        assert_eq!(base.other_weights().unwrap(), others);
+        let said: Vec<String> =
+            others.iter().map(|file| format!("{file}: holds weights too, but is no part of this checkpoint")).collect();
+        assert_eq!(base.warnings(), said);
+    }
+}
+
+/// Files of the root that are of no model, and those that look like them.
+#[test]
+fn what_is_copied_and_digested_is_what_is_signed() {
+    use immunise::sign::Manifest;
+    let model = Model::single(Dtype::F32);
+    let before = (model.open().files().unwrap(), model.open().digests().unwrap());
+    let put = |name: &str| {
+        fs::create_dir_all(model.dir.join(name).parent().unwrap()).unwrap();
+        fs::write(model.dir.join(name), name).unwrap();
+    };
+    [
+        ".git/config",
+        ".gitattributes",
+        ".github/workflows/a.yml",
+        ".gitignore",
+        ".cache/huggingface/download/config.json.metadata",
+        ".cache/huggingface/.gitignore",
+    ]
+    .into_iter()
+    .for_each(put);
+    assert_eq!((model.open().files().unwrap(), model.open().digests().unwrap()), before);
+    let signed = || {
+        let manifest = Manifest::of_folder(&model.dir).unwrap();
+        manifest.resources().iter().map(|resource| resource.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(signed(), before.0);
+
+    let more = [".cache/other", ".gitkeep", ".gitmodules", "nested/.cache/huggingface/a", "nested/.gitignore"];
+    more.into_iter().for_each(put);
+    let mut all: Vec<String> = before.0.into_iter().chain(more.map(str::to_owned)).collect();
+    all.sort();
+    assert_eq!((signed(), model.open().files().unwrap()), (all.clone(), all.clone()));
+    let (staged, _) = patch(&model.open(), &model.out(), &Keep(vec![]), &[], &[]).unwrap();
+    assert_eq!(bytes_by_file(staged.path()).into_keys().collect::<Vec<_>>(), all);
+    assert!(!staged.path().join(".git").exists() && !staged.path().join(".cache/huggingface").exists());
+    // A file of that name is no folder of downloads.
+    fs::remove_dir_all(model.dir.join(".cache")).unwrap();
+    put(".cache/huggingface");
+    assert!(signed().contains(&".cache/huggingface".to_owned()));
+    assert_eq!(signed(), model.open().files().unwrap());
+}
+
 #[cfg(unix)]
 #[test]
 fn the_hub_caches_links_become_files_and_other_links_are_refused() {

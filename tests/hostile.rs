@@ -236,6 +236,40 @@ fn names_that_deceive_are_neither_published_nor_signed() {
     }
 }
 
+/// What a link leads to would be copied, signed and published under the link's name.
+#[cfg(unix)]
+#[test]
+fn a_link_leads_to_nothing_that_is_not_the_model_s_own() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    for (secret, text) in [("secrets/token", "t"), ("m/.git/config", "t"), ("m/.cache/huggingface/token", "t")] {
+        fs::create_dir_all(at(secret).parent().unwrap()).unwrap();
+        fs::write(at(secret), text).unwrap();
+    }
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    for (dir, target, words) in [
+        ("hostile/snapshots/m".to_owned(), "../../blobs/token", "expected a link inside the folder"),
+        (format!("hostile/snapshots/{commit}"), "../../blobs/token", "expected a link inside the folder"),
+        (format!("models--org--name/snapshots/{commit}"), "../../blobs/token", "expected a link inside the folder"),
+        ("m".to_owned(), ".git/config", "expected a link to a file that is published itself"),
+        ("m".to_owned(), ".cache/huggingface/token", "expected a link to a file that is published itself"),
+    ] {
+        let (dir, blobs) = (at(&dir), at(&dir).join("../../blobs"));
+        fs::create_dir_all(&dir).unwrap();
+        if target.contains("blobs") && !blobs.exists() {
+            symlink(at("secrets"), blobs).unwrap();
+        }
+        let link = dir.join("notes.txt");
+        symlink(target, &link).unwrap();
+        assert_eq!(fs::read_to_string(&link).unwrap(), "t");
+        let error = files::list(&dir).unwrap_err();
+        assert!(error.exit_code() == 3 && error.to_string().contains(words), "{target}: {error}");
+        assert!(error.to_string().contains("notes.txt"), "{error}");
+        fs::remove_file(link).unwrap();
+    }
+}
+
 /// A pipe has no end, and waiting for one is waiting forever.
 #[cfg(unix)]
 #[test]

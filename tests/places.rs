@@ -38,7 +38,11 @@ fn refused(world: &World, options: &[&str], parts: &[&str]) {
 
 #[test]
 fn a_private_key_in_the_model_is_refused_before_anything_is_trained() {
-    for (place, options) in [("model/k.pem", &["--key", "model/k.pem"][..]), ("model/notes/old.txt", &[])] {
+    for (place, options) in [
+        ("model/k.pem", &["--key", "model/k.pem"][..]),
+        ("model/.gitkeys.pem", &["--key", "model/.gitkeys.pem"]),
+        ("model/notes/old.txt", &[]),
+    ] {
         let world = World::new();
         let (code, text) = ran(&world, &["keygen", "--out", "k.pem"]);
         assert_eq!(code, 0, "{text}");
@@ -136,6 +140,60 @@ fn nothing_is_kept_in_a_model_that_is_measured() {
     let (code, text) = ran(&world, &["detect", "fit", "other", "--data", "prompts.jsonl", "--out", out]);
     assert_eq!((code, text.contains("outside of a published model")), (3, true), "{text}");
     assert!(!Path::new(&world.root().join(out)).exists());
+}
+
+/// Copies the world's model to a folder of that name, with evidence as a published one has it.
+fn published(world: &World, name: &str) {
+    let dir = world.root().join(name);
+    fs::create_dir_all(dir.join("immunisation")).unwrap();
+    for file in files(world) {
+        fs::copy(world.model().join(&file), dir.join(&file)).unwrap();
+    }
+    fs::write(dir.join("immunisation/report.json"), "evidence").unwrap();
+}
+
+#[test]
+fn no_report_takes_the_place_of_a_model_s_evidence() {
+    let world = World::new();
+    for name in ["base", "other", "signed"] {
+        published(&world, name);
+    }
+    fs::write(world.root().join("signed/model.sig"), "").unwrap();
+    fs::remove_file(world.root().join("signed/config.json")).unwrap();
+    let part = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports/smollm2-one-block.json");
+    let part = part.to_str().unwrap();
+    for arguments in [
+        &["attack", "model", "--suite", "nosuch", "--report", "other/immunisation"][..],
+        &["attack", "model", "--base", "base", "--suite", "nosuch", "--report", "base/immunisation"],
+        &["attack", "model", "--suite", "nosuch", "--report", "other/../signed/immunisation"],
+        &["verify", "model", "--policy", "recipe.yaml", "--report", "signed/immunisation"],
+        &["verify", "model", "--policy", "recipe.yaml", "--report", "other/ci"],
+        &["report", "merge", part, "--out", "signed/immunisation"],
+    ] {
+        let (code, text) = ran(&world, arguments);
+        assert!(code == 3 && text.contains("expected a place outside of "), "{arguments:?}: {code} {text}");
+        assert!(!world.root().join("other/ci").exists());
+        for name in ["base", "other", "signed"] {
+            let evidence = world.root().join(name).join("immunisation/report.json");
+            assert_eq!(fs::read_to_string(evidence).unwrap(), "evidence", "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_merged_into_a_model_s_folder() {
+    let world = World::new();
+    published(&world, "other");
+    let before = files(&world);
+    for (out, words) in [
+        ("model/x", "expected a place outside of the model's folder"),
+        ("other/../model", "expected a place outside of the model's folder"),
+        ("other/x", "expected a place outside of a model's folder"),
+    ] {
+        let (code, text) = ran(&world, &["merge", "model", "nosuch", "--out", out]);
+        assert!(code == 3 && text.contains(words), "{out}: {code} {text}");
+        assert_eq!(files(&world), before);
+    }
 }
 
 #[test]

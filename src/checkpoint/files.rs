@@ -14,12 +14,17 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 
 /// Longest description that is read, bytes: `config.json`, an adapter's, a chat template, a report.
 pub const MAX_DESCRIPTION: u64 = 16 << 20;
 /// Longest list that is read, bytes: a tokenizer, an index, prompts, a header.
 pub const MAX_LIST: u64 = 256 << 20;
+
+/// Git's own entries of a model folder's root: they are of no model.
+pub const GIT: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
+/// The folder that `hf download --local-dir` leaves in a model's and `hf upload` leaves out: what is in it is of no model.
+pub const DOWNLOADS: &str = ".cache/huggingface";
 
 /// Bytes hashed per read.
 const BUFFER: usize = 1 << 20;
@@ -155,11 +160,17 @@ pub fn is_invisible(character: char) -> bool {
         || matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
 }
 
-/// Lists the regular files under `dir`, relative with `/` separators, sorted by code point. `.git*` at the root is left
-/// out.
+/// Whether a path, relative to a model's folder, is an entry that is of no model ([`GIT`], [`DOWNLOADS`]) or lies in one.
+#[must_use]
+pub fn is_left_out(relative: &Path) -> bool {
+    GIT.into_iter().chain([DOWNLOADS]).any(|entry| relative.starts_with(entry))
+}
+
+/// Lists the regular files under `dir`, relative with `/` separators, sorted by code point. [`GIT`] and the folder
+/// [`DOWNLOADS`] are left out, as a signature leaves them out.
 ///
-/// *Errors*: [`Error::Input`] for a broken link, a link to a folder or out of the folder and the hub's cache, a special
-/// file or a name that is not UTF-8 or has invisible characters; [`Error::Io`] when a folder cannot be read.
+/// *Errors*: [`Error::Input`] for a broken link, a link to a folder, to what is left out, or out of the folder and the hub's
+/// cache, a special file or a name that is not UTF-8 or has invisible characters; [`Error::Io`] when a folder cannot be read.
 pub fn list(dir: &Path) -> Result<Vec<String>> {
     let allowed = Allowed::of(dir)?;
     let mut files = Vec::new();
@@ -175,20 +186,27 @@ pub fn digests(dir: &Path, files: &[String]) -> Result<BTreeMap<String, Digest>>
     files.par_iter().map(|file| Ok((file.clone(), Digest::of_file(&dir.join(file))?))).collect()
 }
 
-/// Folders that a link may lead to.
-struct Allowed(Vec<PathBuf>);
+/// Real paths of the folders that a link may lead into.
+struct Allowed {
+    /// The folder itself.
+    root: PathBuf,
+    /// Its `blobs`, for a snapshot of the hub's cache.
+    blobs: Option<PathBuf>,
+}
 
 impl Allowed {
-    /// The folder itself, and `blobs` when it is a snapshot (`models--…/snapshots/<commit>`) of the hub's cache.
     fn of(dir: &Path) -> Result<Self> {
-        let real = fs::canonicalize(dir).map_err(|error| Error::io(dir, error))?;
-        let mut roots = vec![real.clone()];
-        if let Some(snapshots) = real.parent().filter(|parent| parent.ends_with("snapshots"))
-            && let Ok(blobs) = fs::canonicalize(snapshots.with_file_name("blobs"))
-        {
-            roots.push(blobs);
+        let root = fs::canonicalize(dir).map_err(|error| Error::io(dir, error))?;
+        Ok(Self { root, blobs: hub::blobs_of(dir) })
+    }
+
+    /// What a link would have to lead to, where `target` is not that.
+    fn refused(&self, target: &Path) -> Option<&'static str> {
+        match target.strip_prefix(&self.root) {
+            Ok(relative) => is_left_out(relative).then_some("to a file that is published itself"),
+            Err(_) if self.blobs.as_ref().is_some_and(|blobs| target.starts_with(blobs)) => None,
+            Err(_) => Some("inside the folder"),
         }
-        Ok(Self(roots))
     }
 }
 
@@ -201,11 +219,11 @@ fn walk(dir: &Path, prefix: &str, allowed: &Allowed, files: &mut Vec<String>) ->
         if name.chars().any(is_invisible) {
             return Err(Error::input(format!("{path:?}"), "expected a file name without invisible characters"));
         }
-        if prefix.is_empty() && name.starts_with(".git") {
-            continue;
-        }
         let relative = format!("{prefix}{name}");
         let kind = entry.file_type().map_err(|error| Error::io(&path, error))?;
+        if is_left_out(Path::new(&relative)) && (kind.is_dir() || relative != DOWNLOADS) {
+            continue;
+        }
         if kind.is_dir() {
             walk(&path, &format!("{relative}/"), allowed, files)?;
         } else if kind.is_file() {
@@ -226,11 +244,13 @@ fn check_link(path: &Path, allowed: &Allowed) -> Result<()> {
     if !target.is_file() {
         return Err(Error::file(path, "expected a file, got a link to something else"));
     }
-    if !allowed.0.iter().any(|root| target.starts_with(root)) {
-        return Err(Error::file(path, format!("expected a link inside the folder, got one to {}", target.display()))
-            .hint("what is listed here is published; put a copy of the file in the folder if it belongs there"));
+    match allowed.refused(&target) {
+        None => Ok(()),
+        Some(expected) => {
+            Err(Error::file(path, format!("expected a link {expected}, got one to {}", target.display()))
+                .hint("what is listed here is published; put a copy of the file in the folder if it belongs there"))
+        }
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -102,6 +102,9 @@ fn check_shard_name(file: &str) -> Result<(), &'static str> {
     if !plain || !normal || file.contains(':') {
         return Err("expected a file inside the folder");
     }
+    if files::is_left_out(path) {
+        return Err("expected a file that a signature covers");
+    }
     if !file.ends_with(".safetensors") {
         return Err("expected a `.safetensors` file");
     }
@@ -138,7 +141,9 @@ mod tests {
 
     #[test]
     fn shard_names_stay_inside_the_folder() {
-        for good in ["model-00001-of-00002.safetensors", "weights/a.safetensors", "..a.safetensors"] {
+        for good in
+            ["model-00001-of-00002.safetensors", "weights/a.safetensors", "..a.safetensors", ".gitx/a.safetensors"]
+        {
             assert_eq!(check_shard_name(good), Ok(()), "{good}");
         }
         for bad in [
@@ -152,6 +157,8 @@ mod tests {
             "C:a.safetensors",
             "a.bin",
             "a\n.safetensors",
+            ".git/a.safetensors",
+            ".cache/huggingface/a.safetensors",
         ] {
             assert!(check_shard_name(bad).is_err(), "{bad:?}");
         }

@@ -17,6 +17,8 @@ const MAX_VALUES: usize = 1_000_000;
 const MAX_DEPTH: usize = 64;
 /// Dimensions of a tensor.
 const MAX_RANK: usize = 8;
+/// Bytes of a storage's name, which every tensor of it repeats; PyTorch's are counts.
+const MAX_KEY: usize = 64;
 
 /// What a pickle holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -390,6 +392,9 @@ impl Machine<'_> {
             _ => None,
         };
         match storage {
+            Some(Object::Storage { key, .. }) if key.len() > MAX_KEY => {
+                return damaged(format!("a storage with a name of more than {MAX_KEY} bytes"));
+            }
             Some(storage) => self.push(storage),
             None => return damaged("a reference that is no tensor storage"),
         }
@@ -533,6 +538,23 @@ mod tests {
         // A list that holds itself.
         assert!(parsed(b"\x80\x02]q\x00h\x00a.").unwrap_err().contains("levels"));
         assert!(parsed(b"\x80\x02Nr\xff\xff\xff\x7f.").unwrap_err().contains("memo slot"));
+    }
+
+    #[test]
+    fn a_storage_s_name_is_short_because_every_tensor_of_it_repeats_it() {
+        let tensor = |length: usize| {
+            let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+            let (tag, key, device) = (text("storage"), text(&"0".repeat(length)), text("cpu"));
+            let storage = [b"(", &tag[..], b"ctorch\nFloatStorage\n", &key, &device, b"K\x01tQ"].concat();
+            let view = b"K\x00K\x01\x85K\x01\x85tR.";
+            parsed(&[b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(", &storage[..], view].concat())
+        };
+        let Ok(Value::Tensor(made)) = tensor(MAX_KEY) else { panic!("{:?}", tensor(MAX_KEY)) };
+        assert_eq!((made.storage.len(), made.shape), (MAX_KEY, vec![1]));
+        for length in [MAX_KEY + 1, 1 << 20] {
+            let error = tensor(length).unwrap_err();
+            assert!(error.contains("x.pt: expected a pickle, got a storage with a name of more than 64"), "{error}");
+        }
     }
 
     #[test]

@@ -60,10 +60,13 @@ mod tests {
         fs::create_dir(dir.path().join("old")).unwrap();
         fs::write(dir.path().join("config.json"), "{}").unwrap();
         assert!(refuse_private_keys(dir.path()).is_ok());
-        let key = dir.path().join("old/k.txt");
-        fs::write(&key, "-----BEGIN PRIVATE KEY-----\nAQI=\n-----END PRIVATE KEY-----\n").unwrap();
-        let error = refuse_private_keys(dir.path()).unwrap_err();
-        assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().starts_with(&key.display().to_string()), "{error}");
+        for name in ["old/k.txt", ".gitkeys.pem"] {
+            let key = dir.path().join(name);
+            fs::write(&key, "-----BEGIN PRIVATE KEY-----\nAQI=\n-----END PRIVATE KEY-----\n").unwrap();
+            let error = refuse_private_keys(dir.path()).unwrap_err();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().starts_with(&key.display().to_string()), "{error}");
+            fs::remove_file(key).unwrap();
+        }
     }
 }

@@ -96,9 +96,7 @@ impl Checkpoint {
         }
         let mut checkpoint = Self { dir: dir.to_owned(), config, shards, tensors, warnings };
         for file in checkpoint.other_weights()? {
-            checkpoint.warnings.push(format!(
-                "{file}: holds weights too, but is not part of this checkpoint; it is copied as it is, un-hardened"
-            ));
+            checkpoint.warnings.push(format!("{file}: holds weights too, but is no part of this checkpoint"));
         }
         Ok(checkpoint)
     }
@@ -220,7 +218,7 @@ impl Checkpoint {
         Ok(Digest::of(self.bytes(name)?))
     }
 
-    /// All regular files of the folder, relative with `/` separators, sorted; git's own at the root are left out.
+    /// All regular files of the folder that are of the model, relative with `/` separators, sorted.
     ///
     /// *Errors*: see [`files::list`].
     pub fn files(&self) -> Result<Vec<String>> {
@@ -234,16 +232,13 @@ impl Checkpoint {
         files::digests(&self.dir, &self.files()?)
     }
 
-    /// Files of the folder that hold weights but are not this checkpoint's, such as a second copy in another format.
+    /// Files of the folder that hold weights but are not this checkpoint's, such as a second copy in another format, by
+    /// their names.
     ///
     /// *Errors*: see [`files::list`].
     pub fn other_weights(&self) -> Result<Vec<String>> {
-        const SUFFIXES: [&str; 9] =
-            [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack"];
         let mut files = self.files()?;
-        files.retain(|file| {
-            SUFFIXES.iter().any(|suffix| file.ends_with(suffix)) && !self.shards.iter().any(|shard| shard.name == *file)
-        });
+        files.retain(|file| is_of_weights(file) && !self.shards.iter().any(|shard| shard.name == *file));
         Ok(files)
     }
 
@@ -343,6 +338,29 @@ impl Float {
             }
         }
     }
+}
+
+/// Whether a name is one of weights, in capitals or not; a copy put aside (`model.safetensors.bak`) is one too.
+fn is_of_weights(file: &str) -> bool {
+    const SUFFIXES: [&str; 14] = [
+        ".bin",
+        ".pt",
+        ".pth",
+        ".gguf",
+        ".onnx",
+        ".onnx_data",
+        ".h5",
+        ".msgpack",
+        ".npz",
+        ".npy",
+        ".ot",
+        ".ckpt",
+        ".pkl",
+        ".tflite",
+    ];
+    let file = file.to_lowercase();
+    let copy = file.contains(".safetensors") && !file.ends_with(".index.json");
+    copy || SUFFIXES.iter().any(|suffix| file.ends_with(suffix))
 }
 
 fn open_shard(dir: &Path, name: &str) -> Result<Shard> {

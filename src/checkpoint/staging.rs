@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use rayon::prelude::*;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::{Error, Result};
 
@@ -175,6 +175,20 @@ pub(crate) fn parent_of(path: &Path) -> &Path {
 ///
 /// *Errors*: [`Error::Io`].
 pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    written_beside(path, content)?.persist(path).map_err(|error| Error::io(path, error.error))?;
+    sync_folder(parent_of(path))
+}
+
+/// As [`write_atomically`], and only where nothing is.
+///
+/// *Errors*: [`Error::Io`], also when something is at `path`.
+pub fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    written_beside(path, content)?.persist_noclobber(path).map_err(|error| Error::io(path, error.error))?;
+    sync_folder(parent_of(path))
+}
+
+/// The temporary file that is to be renamed to `path`, on the disk.
+fn written_beside(path: &Path, content: &[u8]) -> Result<NamedTempFile> {
     let failed = |error| Error::io(path, error);
     let folder = parent_of(path);
     fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
@@ -183,8 +197,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.prefix(PARTIAL).tempfile_in(folder).map_err(failed)?;
     file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    sync_folder(folder)
+    Ok(file)
 }
 
 /// Whether a folder can be made at `target`: nothing is there, or an empty folder.
@@ -268,6 +281,19 @@ mod tests {
         fs::write(root.path().join("file"), "").unwrap();
         let error = check_writable(&root.path().join("file/a/b")).unwrap_err();
         assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("file")), "{error}");
+    }
+
+    #[test]
+    fn a_new_file_takes_the_place_of_none_and_leaves_nothing_half_written() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("new/file");
+        write_new(&path, b"first").unwrap();
+        let error = write_new(&path, b"second").unwrap_err();
+        assert!(error.to_string().contains("nothing is overwritten"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        write_atomically(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(root.path().join("new")).unwrap().count(), 1);
     }
 
     #[cfg(unix)]

@@ -77,8 +77,8 @@ pub struct PatchReport {
 
 /// Writes a copy of `base` with `patches` applied into a new folder beside `out`, to be published there.
 ///
-/// Every regular file is copied (links become files) except git's own at the root and those under a path of `omit`;
-/// `extra` files are written last and may replace copied ones, but not weights or the index.
+/// Every file of [`Checkpoint::files`] is copied (links become files) except those under a path of `omit`; `extra` files are
+/// written last and may replace copied ones, but not weights or the index.
 ///
 /// *Errors*: [`Error::Input`] for an unknown or twice planned tensor, one that is not F32, BF16 or F16, a new value that
 /// is not finite in f32 or in the stored type (the tensor is named), a target that is in use, a private key among the files;

@@ -11,6 +11,7 @@ use super::harden::recipe_for;
 use super::import;
 use super::interrupt::stop_on_ctrl_c;
 use super::render::Screen;
+use crate::checkpoint::staging::write_atomically;
 use crate::checkpoint::{Digest, files};
 use crate::defence::{Forgetful, UnitStore};
 use crate::event::Event;
@@ -24,6 +25,7 @@ use crate::pipeline::suite::{Grid, Selection};
 use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
+use crate::sign::SIGNATURE_FILE;
 use crate::{Error, Result};
 
 /// The suite that is measured where nothing is asked for.
@@ -291,11 +293,34 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
 /// Files of a report's folder.
 const REPORT_FILES: [&str; 2] = ["report.json", "report.html"];
 
-/// Takes an earlier run's report out of the folder for this one's, so that a run that fails is not taken for it. What lies in one
-/// of `models` (folders, or names that are none) is left alone.
+/// Refuses a folder that is a model's or lies in one, whichever: a report there could take the place of its evidence, and any new
+/// file breaks its signature.
+///
+/// # Errors
+/// [`Error::Input`] naming the folder and the model's.
+pub fn outside_of_models(dir: &Path) -> Result<()> {
+    match files::resolved(dir).ancestors().find(|dir| is_of_a_model(dir)) {
+        None => Ok(()),
+        Some(model) => {
+            let problem = format!("expected a place outside of a model's folder, got one in {}", model.display());
+            Err(Error::file(dir, problem).hint("choose another folder"))
+        }
+    }
+}
+
+/// Whether a folder has a model's signature, or its `config.json`: other programs' files of that name know no model type.
+fn is_of_a_model(dir: &Path) -> bool {
+    let config = || files::read(&dir.join("config.json"), files::MAX_DESCRIPTION).ok();
+    let read = || serde_json::from_slice::<serde_json::Value>(&config()?).ok();
+    dir.join(SIGNATURE_FILE).is_file() || read().is_some_and(|config| config.get("model_type").is_some())
+}
+
+/// Takes an earlier run's report out of the folder for this one's, so that a run that fails is not taken for it. The folder may lie
+/// in none of `models` (folders, or names that are none) and in no other model.
 pub fn forget_report(dir: Option<&Path>, models: [Option<&str>; 2]) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     models.into_iter().flatten().try_for_each(|model| files::apart(dir, Path::new(model)))?;
+    outside_of_models(dir)?;
     for name in REPORT_FILES {
         let path = dir.join(name);
         match fs::remove_file(&path) {
@@ -316,15 +341,12 @@ pub fn report_folder(dir: Option<&Path>, model: &Path) -> Result<()> {
     tempfile::tempfile_in(dir).map(drop).map_err(|error| Error::io(dir, error))
 }
 
-/// Writes the report into a folder, if one is asked for.
+/// Writes the report into a folder outside of every model, if one is asked for.
 pub fn write_report(dir: Option<&Path>, report: &Report, recipe: Option<&str>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
-    fs::create_dir_all(dir).map_err(|error| Error::io(dir, error))?;
-    for (name, text) in REPORT_FILES.into_iter().zip([report.to_json(), html::render(report, recipe)]) {
-        let path = dir.join(name);
-        fs::write(&path, text).map_err(|error| Error::io(&path, error))?;
-    }
-    Ok(())
+    outside_of_models(dir)?;
+    let texts = [report.to_json(), html::render(report, recipe)];
+    REPORT_FILES.into_iter().zip(texts).try_for_each(|(name, text)| write_atomically(&dir.join(name), text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -340,5 +362,39 @@ mod tests {
         assert_eq!(guard_of("ORG/NAME,frame=harmbench").unwrap().frame, Frame::Harmbench);
         assert_eq!(guard_of("a,frame=best").map_err(|e| e.exit_code()), Err(2));
         assert_eq!(plan("fast", || Ok(Data::default())).err().map(|e| e.exit_code()), Some(2));
+    }
+
+    #[test]
+    fn a_model_s_folder_is_known_by_its_signature_or_configuration() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        for (file, text) in
+            [("signed/model.sig", ""), ("model/config.json", r#"{"model_type":"x"}"#), ("other/config.json", "{}")]
+        {
+            fs::create_dir(at(file).parent().unwrap()).unwrap();
+            fs::write(at(file), text).unwrap();
+        }
+        for inside in ["signed", "signed/immunisation", "model", "model/a/b", "other/../model/new"] {
+            let error = outside_of_models(&at(inside)).unwrap_err().to_string();
+            assert!(error.contains("expected a place outside of a model's folder, got one in"), "{inside}: {error}");
+        }
+        for outside in [".", "other", "other/new", "model/../new", "none/new"] {
+            assert!(outside_of_models(&at(outside)).is_ok(), "{outside}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_report_is_renamed_to_its_place_and_never_written_into_what_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let (mine, report) = (root.path().join("mine"), root.path().join("report"));
+        fs::create_dir(&report).unwrap();
+        fs::write(&mine, "mine").unwrap();
+        std::os::unix::fs::symlink(&mine, report.join("report.json")).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports/smollm2-one-block.json");
+        let measured = Report::from_json(&fs::read_to_string(path).unwrap(), "report").unwrap();
+        write_report(Some(&report), &measured, None).unwrap();
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(report.join("report.json")).unwrap(), measured.to_json());
     }
 }

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::attack::outside_of_models;
 use super::render::Screen;
 use crate::adapter::{merge, peft};
-use crate::checkpoint::{Checkpoint, patch};
+use crate::checkpoint::staging::parent_of;
+use crate::checkpoint::{Checkpoint, files, patch};
 use crate::event::{Event, Observer as _};
 use crate::pipeline::locate;
 use crate::pipeline::metrics::Cast;
@@ -31,6 +33,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let located = locate(&args.base, screen)?;
+    files::apart(&args.out, &located.dir)?;
+    outside_of_models(parent_of(&args.out))?;
     let base = Checkpoint::open(&located.dir)?;
     let sets = args.adapters.iter().map(|dir| peft::load(dir)).collect::<Result<Vec<_>, Error>>()?;
     let plan = merge::plan(&base, &sets)?;

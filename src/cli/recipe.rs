@@ -1,7 +1,5 @@
 //! `immunise recipe`: makes, checks and shows recipes.
 
-use std::fs;
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -10,6 +8,7 @@ use serde_json::json;
 use super::arguments;
 use super::render::Screen;
 use crate::checkpoint::Config;
+use crate::checkpoint::staging::write_new;
 use crate::model::families;
 use crate::pipeline::harden::check_targets;
 use crate::pipeline::{locate, prompts_of};
@@ -82,9 +81,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             match out {
                 None => screen.out(&text),
                 Some(path) => {
-                    let file = fs::OpenOptions::new().write(true).create_new(true).open(path);
-                    file.and_then(|mut file| file.write_all(text.as_bytes()))
-                        .map_err(|error| Error::io(path, error))?;
+                    write_new(path, text.as_bytes())?;
                     screen.say(&format!("next: immunise recipe check {}", path.display()));
                 }
             }

@@ -26,6 +26,7 @@ use crate::checkpoint::staging::{PARTIAL, check_writable, write_atomically};
 use crate::defence::UnitStore;
 use crate::{Error, Result};
 
+const LOCK: &str = "lock";
 const UNITS: &str = "units";
 const INPUTS: &str = "run.json";
 /// First word of a unit file; the number changes with its layout.
@@ -87,8 +88,10 @@ impl Journal {
     /// [`Error::Input`] when another process uses the folder, or it is neither empty nor a run folder; [`Error::Io`].
     pub fn open(dir: &Path, fresh: bool, stop: Stop) -> Result<Self> {
         Self::check_place(dir)?;
-        create(&dir.join(UNITS))?;
+        // The lock comes first: without it a killed run's folder would be taken for another's.
+        create(dir)?;
         let file = hold(dir, OpenOptions::new().create(true).truncate(false).write(true))?;
+        create(&dir.join(UNITS))?;
         let journal = Self { dir: dir.to_owned(), stop, _lock: file };
         remove_partial(dir)?;
         remove_partial(&dir.join(UNITS))?;
@@ -96,7 +99,7 @@ impl Journal {
             for folder in [UNITS, "adapters"] {
                 remove(&dir.join(folder))?;
             }
-            for file in [INPUTS, "metrics.json", "report.json", "report.html"] {
+            for file in ["metrics.json", "report.json", "report.html", INPUTS] {
                 remove(&dir.join(file))?;
             }
             create(&dir.join(UNITS))?;
@@ -109,7 +112,7 @@ impl Journal {
     /// # Errors
     /// [`Error::Input`] when there are other files in it; [`Error::Io`].
     pub fn check_place(dir: &Path) -> Result<()> {
-        if dir.is_dir() && !dir.join("lock").exists() && !is_empty(dir)? {
+        if dir.is_dir() && !is_empty(dir)? && !is_run(dir)? {
             return Err(Error::file(dir, "expected a run folder or an empty one, got one with other files")
                 .hint("choose another with `--run DIR`"));
         }
@@ -258,7 +261,7 @@ fn opened(bytes: &[u8]) -> Option<(&str, &[u8])> {
 
 /// Locks the run folder `dir` for as long as the returned file is open.
 fn hold(dir: &Path, options: &OpenOptions) -> Result<File> {
-    let lock = dir.join("lock");
+    let lock = dir.join(LOCK);
     let file = options.open(&lock).map_err(|error| Error::io(&lock, error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -272,6 +275,26 @@ fn hold(dir: &Path, options: &OpenOptions) -> Result<File> {
 
 fn is_empty(dir: &Path) -> Result<bool> {
     Ok(fs::read_dir(dir).map_err(|error| Error::io(dir, error))?.next().is_none())
+}
+
+/// Whether a run has used the folder: there are its lock, to which nothing is ever written, and its inputs, or nothing but what a
+/// measurement keeps, which writes no inputs down.
+fn is_run(dir: &Path) -> Result<bool> {
+    const KEPT: [&str; 4] = [LOCK, UNITS, "report.json", "report.html"];
+    let lock = fs::symlink_metadata(dir.join(LOCK));
+    if !lock.is_ok_and(|lock| lock.is_file() && lock.len() == 0) {
+        return Ok(false);
+    }
+    if Journal::is_in(dir) {
+        return Ok(true);
+    }
+    for entry in fs::read_dir(dir).map_err(|error| Error::io(dir, error))? {
+        let name = entry.map_err(|error| Error::io(dir, error))?.file_name();
+        if !name.to_str().is_some_and(|name| KEPT.contains(&name) || name.starts_with(PARTIAL)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn create(dir: &Path) -> Result<()> {
@@ -384,6 +407,44 @@ mod tests {
         let error = Journal::open(root.path(), true, Stop::default()).unwrap_err();
         assert!(error.to_string().contains("other files"), "{error}");
         assert!(run.is_dir());
+    }
+
+    #[test]
+    fn a_lock_alone_makes_no_run_folder_of_what_somebody_else_keeps() {
+        for (lock, others) in [
+            ("", &["adapters/a", "report.json"][..]),
+            ("", &["units/a", "report.json", "notes.txt"]),
+            ("pid 7", &["run.json"]),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            fs::write(root.path().join(LOCK), lock).unwrap();
+            for other in others {
+                fs::create_dir_all(root.path().join(other).parent().unwrap()).unwrap();
+                fs::write(root.path().join(other), "mine").unwrap();
+            }
+            for fresh in [false, true] {
+                let error = Journal::open(root.path(), fresh, Stop::default()).unwrap_err();
+                assert!(error.to_string().contains("other files"), "{others:?}: {error}");
+                assert!(others.iter().all(|other| root.path().join(other).is_file()), "{others:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_measurement_s_folder_has_no_inputs_and_is_opened_again() {
+        let root = tempfile::tempdir().unwrap();
+        Journal::open(root.path(), false, Stop::default()).unwrap().put("unit", b"content").unwrap();
+        for name in ["report.json", "report.html", ".partial-aB3dEf"] {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        assert!(Journal::open(root.path(), false, Stop::default()).unwrap().get("unit").is_some());
+        // What is not a measurement's is a run's, which has inputs.
+        let journal = Journal::open(root.path(), false, Stop::default()).unwrap();
+        journal.begin(&inputs("0")).unwrap();
+        journal.write("adapters/00-et/a", b"").unwrap();
+        drop(journal);
+        Journal::open(root.path(), true, Stop::default()).unwrap();
+        assert!(!root.path().join("adapters").exists() && !Journal::is_in(root.path()));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! The signature covers everything else, so it is last, and it is checked once more before the folder appears at its
 //! place. Nothing that varies between runs of the same inputs is written here.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::model::{CARD, Located};
+use super::model::{CARD, EVIDENCE, Located};
 use crate::checkpoint::Staged;
 use crate::hub::RepoId;
 use crate::recipe::Recipe;
@@ -59,7 +60,7 @@ pub fn recipe_text(recipe: &Recipe, data_digest: &str) -> String {
 /// Writes everything beside the weights into `staged` and moves it to `out`; `family` is the base's model type.
 ///
 /// # Errors
-/// [`Error::Io`]; those of signing.
+/// [`Error::Input`] naming a file that is not as it was measured; [`Error::Io`]; those of signing. Nothing is published then.
 pub fn publish(
     staged: Staged,
     out: &Path,
@@ -82,18 +83,39 @@ pub fn publish(
     staged.write(RECIPE, recipe.as_bytes())?;
     let recipe_digest = Digest::of_bytes(recipe.as_bytes()).to_string();
     staged.write(bom::BOM_FILE, bom::bom(report, family, &recipe_digest).as_bytes())?;
-    let evidence = evidence(&staged, report, recipe, base)?;
+    let files = Manifest::of_folder_as(staged.path(), "model")?.resources().to_vec();
+    check_measured(report, &files)?;
+    let evidence = evidence(files, report, recipe, base)?;
     attestation::write(staged.path(), &evidence, key)?;
     if let Some(key) = key {
         let name = out.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| Error::file(out, "expected a folder with a name in UTF-8"))?;
-        sign_folder_as(staged.path(), name, key)?;
+        let signed = sign_folder_as(staged.path(), name, key)?;
+        attestation::check(staged.path(), &signed, &key.verifying_key())?;
         verify_folder(staged.path(), &key.verifying_key())?;
     }
     staged.publish(out)
 }
 
-fn evidence(staged: &Staged, report: &Report, recipe: &str, base: &Located) -> Result<Evidence> {
+/// Refuses a folder whose files, the card and the evidence aside, are not exactly those that were measured: measuring takes
+/// hours, in which the folder lies where other programs reach it.
+fn check_measured(report: &Report, files: &[Resource]) -> Result<()> {
+    let beside = |name: &str| name == CARD || Path::new(name).starts_with(EVIDENCE);
+    let mut here: BTreeMap<&str, String> = files.iter().map(|f| (f.name.as_str(), f.digest.to_string())).collect();
+    let hint = "another program changed the folder since; the same command goes on from what is finished";
+    for (name, expected) in &report.hardened.digests {
+        let got = here.remove(name.as_str()).unwrap_or_else(|| "no such file".into());
+        if got != *expected {
+            return Err(Error::input(name, format!("expected sha256 {expected} as measured, got {got}")).hint(hint));
+        }
+    }
+    match here.keys().find(|name| !beside(name)) {
+        Some(name) => Err(Error::input(name, "expected a file that was measured, got a new one").hint(hint)),
+        None => Ok(()),
+    }
+}
+
+fn evidence(files: Vec<Resource>, report: &Report, recipe: &str, base: &Located) -> Result<Evidence> {
     let uri = |file: &str| {
         let (id, commit) = (base.hub_id()?, base.revision.as_deref()?);
         Some(format!("https://huggingface.co/{id}/resolve/{commit}/{file}"))
@@ -106,10 +128,9 @@ fn evidence(staged: &Staged, report: &Report, recipe: &str, base: &Located) -> R
         let chosen = report.findings.iter().filter(|finding| finding.severity == severity);
         chosen.map(|finding| format!("{}: {}", finding.code, finding.message)).collect()
     };
-    // Not the card: people edit it after the run, and sign again.
-    let files = Manifest::of_folder_as(staged.path(), "model")?.resources().to_vec();
     Ok(Evidence {
         version: report.tool.version.clone(),
+        // Not the card: people edit it after the run, and sign again.
         files: files.into_iter().filter(|file| file.name != CARD).collect(),
         recipe: Resource { name: RECIPE.into(), digest: Digest::of_bytes(recipe.as_bytes()) },
         base: report.base.digests.iter().map(material).collect::<Result<_>>()?,
@@ -127,6 +148,7 @@ fn evidence(staged: &Staged, report: &Report, recipe: &str, base: &Located) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Thresholds;
 
     #[test]
     fn a_published_recipe_holds_names_and_no_paths() {
@@ -165,6 +187,45 @@ mod tests {
         assert_eq!(Recipe::parse(&shown, Path::new("x")).unwrap(), public, "the text is the recipe's");
         assert_eq!(published(&public), public);
         assert_ne!(recipe.digest(), public.digest(), "a run resumes by the paths as they are");
+    }
+
+    #[test]
+    fn only_what_was_measured_is_published() {
+        type Spoil = fn(&Staged) -> Result<()>;
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports/smollm2-one-block.json");
+        let mut report = Report::from_json(&fs::read_to_string(path).unwrap(), "report").unwrap();
+        let measured = [("config.json", "{}"), ("model.safetensors", "weights")];
+        let digest = |(name, text): (&str, &str)| (name.to_owned(), Digest::of_bytes(text.as_bytes()).to_string());
+        report.hardened.digests = measured.map(digest).into();
+        let key = SigningKey::generate().unwrap();
+        let cases: [(Spoil, &str); 4] = [
+            (|staged| staged.write(CARD, b"an older card"), ""),
+            (|staged| staged.write("model.safetensors", b"others"), "model.safetensors: expected sha256 "),
+            (|staged| staged.write("tokenizer.json", b"{}"), "tokenizer.json: expected a file that was measured"),
+            (
+                |staged| fs::remove_file(staged.path().join("config.json")).map_err(|e| Error::io("config.json", e)),
+                "as measured, got no such file",
+            ),
+        ];
+        for (spoil, problem) in cases {
+            for key in [Some(&key), None] {
+                let root = tempfile::tempdir().unwrap();
+                let (base, out) = (root.path().join("base"), root.path().join("out"));
+                fs::create_dir(&base).unwrap();
+                let staged = Staged::beside(&out).unwrap();
+                measured.iter().for_each(|(name, text)| staged.write(name, text.as_bytes()).unwrap());
+                spoil(&staged).unwrap();
+                let approved = Approved::allow_fail(&report, &Thresholds::default());
+                let base = Located::staged(&base, &base);
+                match publish(staged, &out, &approved, "schema: 1\n", &base, "llama", key) {
+                    Ok(()) => assert!(problem.is_empty() && out.join("model.safetensors").is_file(), "{problem}"),
+                    Err(error) => {
+                        assert!(!problem.is_empty() && error.to_string().contains(problem), "{problem:?}: {error}");
+                        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "only the base is there");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! PKCS#8, encrypted PKCS#8 or SEC1 in PEM; where a passphrase comes from (environment, file) is the caller's business,
 //! and no message here ever holds key material.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -196,8 +196,9 @@ impl SigningKey {
             Some(passphrase) => self.to_encrypted_pem(passphrase)?,
             None => self.to_pkcs8_pem(),
         };
-        create(path, 0o600, &private)?;
-        if let Err(error) = create(&public, 0o644, &self.verifying_key().to_spki_pem()) {
+        create(path, 0o600, |file| file.write_all(private.as_bytes()))?;
+        let text = self.verifying_key().to_spki_pem();
+        if let Err(error) = create(&public, 0o644, |file| file.write_all(text.as_bytes())) {
             // The private key was made a moment ago and nothing was signed with it.
             fs::remove_file(path).map_err(|source| Error::io(path, source))?;
             return Err(error);
@@ -349,7 +350,7 @@ fn label_in_words(label: &str) -> String {
 
 fn read_text(path: &Path) -> Result<Zeroizing<String>> {
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    let file = File::open(path).map_err(|source| Error::io(path, source))?;
     file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(|source| Error::io(path, source))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_KEY_FILE) {
         return Err(Error::file(path, format!("expected a PEM key, got a file of more than {MAX_KEY_FILE} bytes")));
@@ -360,8 +361,8 @@ fn read_text(path: &Path) -> Result<Zeroizing<String>> {
     Ok(Zeroizing::new(text))
 }
 
-/// Writes a new file; `mode` is its permissions where there are such.
-fn create(path: &Path, mode: u32, text: &str) -> Result<()> {
+/// Writes a new file, or leaves none; `mode` is its permissions where there are such.
+fn create(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -374,5 +375,33 @@ fn create(path: &Path, mode: u32, text: &str) -> Result<()> {
         }
         _ => Error::io(path, source),
     })?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|source| Error::io(path, source))
+    let written = write(&mut file).and_then(|()| file.sync_all());
+    drop(file);
+    written.map_err(|source| {
+        // It was made a moment ago. Why it can't be written says more than why it can't be removed.
+        let _ = fs::remove_file(path);
+        Error::io(path, source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_written_whole_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.pub.pem");
+        let full = |file: &mut File| -> io::Result<()> {
+            file.write_all(b"-----BEGIN")?;
+            Err(io::ErrorKind::StorageFull.into())
+        };
+        let error = create(&path, 0o644, full).unwrap_err();
+        assert!(matches!(&error, Error::Io { path, .. } if path.ends_with("k.pub.pem")), "{error}");
+        assert!(!path.exists());
+        // What was there before is neither touched nor removed.
+        fs::write(&path, "older").unwrap();
+        assert!(create(&path, 0o644, full).unwrap_err().to_string().contains("never overwritten"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "older");
+    }
 }

@@ -11,16 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use super::folder::{self, Links};
+pub use crate::checkpoint::files::DOWNLOADS;
+use crate::checkpoint::files::GIT;
 use crate::error::{Error, Result};
 
 /// Name of the signature file in the root of a model folder.
 pub const SIGNATURE_FILE: &str = "model.sig";
 
 /// Root-level entries that a signature leaves out and says so: Git's own files, and the signature itself.
-pub const IGNORED: [&str; 5] = [".git", ".gitattributes", ".github", ".gitignore", SIGNATURE_FILE];
-
-/// The folder that `hf download --local-dir` leaves in a model's and `hf upload` leaves out: what is in it is of no model.
-pub const DOWNLOADS: &str = ".cache/huggingface";
+pub const IGNORED: [&str; 5] = {
+    let [git, attributes, github, ignore] = GIT;
+    [git, attributes, github, ignore, SIGNATURE_FILE]
+};
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
