@@ -446,6 +446,8 @@ fn a_searched_attack_counts_all_it_spent_and_is_chosen_on_validation() {
     assert_eq!(row.name, "noreft r2 p4 s2 b2 search");
     // Two step sizes from a random start and from the base's edit; each two steps of two pairs.
     assert_eq!(row.budget.gradient_evaluations, 4 * 2 * 2);
-    assert!(row.budget.search.contains("4 of 4 tried") && row.budget.search.contains("validation"), "{row:?}");
+    // And the base's edit as it is, for nothing.
+    assert!(row.budget.search.contains("4 of 4 fitted beside that of the base"), "{row:?}");
+    assert!(row.budget.search.contains("validation"), "{row:?}");
     assert!(row.attacker_has_base && row.adaptive);
 }
