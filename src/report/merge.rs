@@ -29,13 +29,13 @@ pub fn merge(parts: &[Report], thresholds: &Thresholds) -> Result<Report> {
             seen.push(shard.index);
         }
     }
-    if let Some(shard) = first.shard {
-        if seen.len() < shard.count as usize {
-            let missing = (1..=shard.count).filter(|i| !seen.contains(i)).take(MISSING_NAMED);
-            let missing: Vec<String> = missing.map(|i| i.to_string()).collect();
-            let problem = format!("expected {} shards, got {}", shard.count, seen.len());
-            return Err(Error::input("report", problem).hint(format!("missing: {}", missing.join(", "))));
-        }
+    if let Some(shard) = first.shard
+        && seen.len() < shard.count as usize
+    {
+        let missing = (1..=shard.count).filter(|i| !seen.contains(i)).take(MISSING_NAMED);
+        let missing: Vec<String> = missing.map(|i| i.to_string()).collect();
+        let problem = format!("expected {} shards, got {}", shard.count, seen.len());
+        return Err(Error::input("report", problem).hint(format!("missing: {}", missing.join(", "))));
     }
     let mut whole = first.clone();
     whole.shard = None;

@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn what_no_measurement_gives_is_named() {
         assert_eq!(problem(&report()), None);
-        let wrong: [(&str, fn(&mut Report)); 8] = [
+        type Damage = fn(&mut Report);
+        let wrong: [(&str, Damage); 8] = [
             ("`attacks.1`: expected a rate", |r| (r.attacks[1].hardened.low, r.attacks[1].hardened.high) = (0.0, 0.0)),
             ("`attacks.0`: expected a rate", |r| r.attacks[0].hardened = Outcome { n: 0, ..r.attacks[0].hardened }),
             ("`attacks.0`: expected `refused`", |r| r.attacks[0].hardened.refused = 1.5),
