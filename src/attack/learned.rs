@@ -309,10 +309,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn data_without_targets_say_so() {
-        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "learned"));
-        let settings = Fit {
+    fn one_step() -> Fit {
+        Fit {
             form: Form::Noreft,
             layers: vec![1],
             rank: 1,
@@ -321,26 +319,21 @@ mod tests {
             batch: 2,
             learning_rate: 0.01,
             positions: Positions::All,
-        };
-        let error = fit(&decoder, &AttackData::default(), &settings, &mut Stream::new(1, "a")).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn data_without_targets_say_so() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "learned"));
+        let error = fit(&decoder, &AttackData::default(), &one_step(), &mut Stream::new(1, "a")).unwrap_err();
         assert!(error.to_string().contains("expected hazards with a `target`"), "{error}");
     }
 
     #[test]
     fn an_opening_without_pairs_is_an_error_that_names_those_there_are() {
         let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "learned"));
-        let settings = Fit {
-            form: Form::Noreft,
-            layers: vec![1],
-            rank: 1,
-            pairs: 4,
-            steps: 1,
-            batch: 2,
-            learning_rate: 0.01,
-            positions: Positions::All,
-        };
         let (given, mut stream) = (Given { opening: Some("o7"), start: None }, Stream::new(1, "a"));
-        let error = fit_together(&decoder, &data(), &settings, given, vec![(0.01, &mut stream)]).unwrap_err();
+        let error = fit_together(&decoder, &data(), &one_step(), given, vec![(0.01, &mut stream)]).unwrap_err();
         assert!(error.to_string().contains("o7") && error.to_string().contains("o0"), "{error}");
     }
 }
