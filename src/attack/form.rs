@@ -87,7 +87,7 @@ impl Factors {
         Ok(Self { form, layer, vars, unit: 1.0 })
     }
 
-    /// Trains a vector in units of `norm`, the mean norm of what it is added to: in plain numbers the paper's steps could not take it
+    /// Trains a vector in units of `norm`, the mean norm of what it is added to (of edits of several blocks: at the lowest): in plain numbers the paper's steps could not take it
     /// further than a fraction of one, whatever the stream's size. The other forms multiply the stream, so they need no unit.
     ///
     /// # Errors

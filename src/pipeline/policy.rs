@@ -17,8 +17,13 @@ use crate::{Error, Result};
 /// measured; those of [`imported`] and [`Grid::new`].
 pub fn conclude(report: &mut Report, policy: &Recipe) -> Result<()> {
     bound(report, policy)?;
-    // A report without a base has no weights to count blocks of, and no row that a pass could rest on.
     let n_layers = report.hardened.delta.blocks.len();
+    if n_layers == 0 && report.attacks.iter().any(|row| row.base.is_some()) {
+        let problem =
+            "`hardened.delta.blocks`: expected the blocks of a model that was measured beside its base, got none";
+        return Err(Error::input("report", problem));
+    }
+    // Without a base nobody knows how many blocks there are, and no row counts, so nothing passes.
     if n_layers > 0 {
         let grid = Grid::new(&policy.suite, n_layers)?;
         if let Some(missing) = grid.attacks.iter().chain(&grid.controls).find_map(|cell| lacking(report, cell)) {
@@ -69,17 +74,20 @@ fn bound(report: &mut Report, policy: &Recipe) -> Result<()> {
 /// What of `cell` the report neither has nor says that no budget was left for, in words.
 fn lacking(report: &Report, cell: &Cell) -> Option<String> {
     let positions = positions_name(cell.spec.positions);
-    // An artefact says itself where it acts.
-    let given = cell.spec.kind.method() == Method::Given;
+    // An artefact says itself where it acts, and its control acts there too.
+    let method = |cell: &Cell| cell.spec.kind.method();
+    let given = method(cell.control_of.as_deref().unwrap_or(cell)) == Method::Given;
     let here = |name: &str, at: &str, layers: &[usize]| {
         name == cell.name && at == positions && (given || layers == cell.layers)
     };
     if report.skipped.iter().any(|row| here(&row.name, &row.positions, &row.layers)) {
         return None;
     }
+    // The control of an attack is drawn once.
+    let seeds = if is_control(cell) { 1 } else { cell.spec.seeds as u64 };
     let has = |rows: &[AttackRow], adaptive: Option<bool>| {
-        rows.iter()
-            .any(|row| here(&row.name, &row.positions, &row.layers) && adaptive.is_none_or(|a| row.adaptive == a))
+        let mut here = rows.iter().filter(|row| here(&row.name, &row.positions, &row.layers) && row.seeds >= seeds);
+        here.any(|row| adaptive.is_none_or(|adaptive| row.adaptive == adaptive))
     };
     let place = format!("`{}` at {}, {positions} tokens", cell.name, blocks(&cell.layers));
     if is_control(cell) || given {
@@ -91,4 +99,50 @@ fn lacking(report: &Report, cell: &Cell) -> Option<String> {
         let wanted = cell.spec.knowledge.contains(&one) && !has(&report.attacks, Some(adaptive));
         wanted.then(|| format!("{place}, {word}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Suite;
+
+    fn report() -> Report {
+        Report::from_json(include_str!("../../docs/reports/smollm2-one-block.json"), "report.json").unwrap()
+    }
+
+    fn grid(rows: &str) -> Grid {
+        Grid::new(&Suite::parse(&format!("attacks: [{rows}]"), "suite.yaml".as_ref()).unwrap(), 30).unwrap()
+    }
+
+    #[test]
+    fn an_artefact_and_its_control_are_found_where_the_artefact_acts() {
+        let grid = grid("{kind: imported, file: v.gguf, knowledge: [frozen]}, {kind: random}");
+        let (attack, control) = (&grid.attacks[0], &grid.controls[0]);
+        assert!(control.name.starts_with("random like imported") && control.layers.len() == 30);
+        let mut report = report();
+        assert!(lacking(&report, attack).is_some() && lacking(&report, control).is_some());
+        (report.attacks[0].name, report.attacks[0].layers) = (attack.name.clone(), vec![3]);
+        (report.controls[0].name, report.controls[0].layers) = (control.name.clone(), vec![3]);
+        assert_eq!((lacking(&report, attack), lacking(&report, control)), (None, None));
+    }
+
+    #[test]
+    fn a_row_of_fewer_repetitions_is_another_measurement() {
+        let mut report = report();
+        let row = &mut report.attacks[0];
+        (row.name, row.layers, row.positions, row.adaptive) = ("noreft r2 p80".into(), vec![3], "all".into(), true);
+        let asked =
+            |seeds: usize| grid(&format!("{{kind: noreft, layers: [3], seeds: {seeds}, knowledge: [adaptive]}}"));
+        assert_eq!(lacking(&report, &asked(1).attacks[0]), None);
+        let lacking = lacking(&report, &asked(3).attacks[0]).unwrap();
+        assert_eq!(lacking, "`noreft r2 p80` at block 3, all tokens, re-fitted");
+    }
+
+    #[test]
+    fn a_report_beside_a_base_has_blocks() {
+        let mut report = report();
+        report.hardened.delta.blocks.clear();
+        let error = conclude(&mut report, &Recipe::embedded("demo").unwrap().with_overrides(&["utility=[]"]).unwrap());
+        assert!(error.unwrap_err().to_string().contains("hardened.delta.blocks"));
+    }
 }

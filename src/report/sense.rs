@@ -35,9 +35,17 @@ fn of_pair(pair: &Pair) -> Option<String> {
 
 fn of_outcome(outcome: &Outcome) -> Option<String> {
     let Outcome { asr, refused, degenerate, n, low, high, .. } = *outcome;
+    let corrected = || {
+        let Measured { value, low, high, n } = outcome.corrected?;
+        // The estimate may lie outside of the interval, which is made of other, shrunken rates.
+        let within = (0.0..=1.0).contains(&value) && 0.0 <= low && low <= high && high <= 1.0;
+        (!within || n == 0)
+            .then(|| format!("expected `corrected` from 0 to 1, got {value} in {low} to {high}, n = {n}"))
+    };
     let shares = [("refused", refused), ("degenerate", degenerate)];
     let share = || shares.into_iter().find(|(_, share)| !(0.0..=1.0).contains(share));
     of_rate(asr, low, high, n)
+        .or_else(corrected)
         .or_else(|| share().map(|(name, share)| format!("expected `{name}` from 0 to 1, got {share}")))
 }
 
@@ -64,10 +72,13 @@ mod tests {
     fn what_no_measurement_gives_is_named() {
         assert_eq!(problem(&report()), None);
         type Damage = fn(&mut Report);
-        let wrong: [(&str, Damage); 8] = [
+        let wrong: [(&str, Damage); 9] = [
             ("`attacks.1`: expected a rate", |r| (r.attacks[1].hardened.low, r.attacks[1].hardened.high) = (0.0, 0.0)),
             ("`attacks.0`: expected a rate", |r| r.attacks[0].hardened = Outcome { n: 0, ..r.attacks[0].hardened }),
             ("`attacks.0`: expected `refused`", |r| r.attacks[0].hardened.refused = 1.5),
+            ("`attacks.0`: expected `corrected`", |r| {
+                r.attacks[0].hardened.corrected = Some(Measured { value: 0.0, n: 0, low: 0.0, high: 0.0 });
+            }),
             ("`controls.0`: expected a rate", |r| r.controls[0].hardened.asr = -0.1),
             ("`clean.refusal`: expected a rate", |r| r.clean.refusal.hardened.high = 0.1),
             ("`utility.0`: expected an interval", |r| {
