@@ -28,8 +28,7 @@ impl Range<'_, '_> {
         subject: Subject<'_>,
         start: Option<&Edit>,
     ) -> Result<Fitted> {
-        let warm = start.filter(|_| search.start_from_base);
-        let starts: Vec<Option<&Edit>> = [None].into_iter().chain(warm.map(Some)).collect();
+        let starts: Vec<Option<&Edit>> = [None].into_iter().chain(start.map(Some)).collect();
         let openings: Vec<Option<&str>> = match search.openings.as_slice() {
             [] => vec![None],
             named => named.iter().map(|name| Some(name.as_str())).collect(),
