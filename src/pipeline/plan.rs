@@ -1,5 +1,6 @@
 //! What a run would do, without doing it: stages, cells, what is measured, memory and disk.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -20,7 +21,9 @@ use crate::event::Observer;
 use crate::model::prompt::PromptEncoder;
 use crate::model::{Blueprint, Decoder, Module, families};
 use crate::recipe::{Recipe, Stage};
+use crate::report::Pairs;
 use crate::report::wording::{blocks, ranges};
+use crate::utility::spec::TaskSpec;
 
 /// What a run would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -222,7 +225,42 @@ fn shortages(recipe: &Recipe, data: &PromptSet, grid: &Grid) -> Vec<String> {
     if pairs < wanted {
         out.push(format!("{wanted} pairs to fit attacks on are asked for, there are {pairs}"));
     }
+    let openings = grid.attacks.iter().filter_map(|cell| Some((cell.spec.pairs, cell.spec.search.as_ref()?)));
+    let few = openings.flat_map(|(wanted, search)| search.openings.iter().map(move |opening| (opening, wanted)));
+    let of_opening = |(opening, wanted): (&String, usize)| {
+        let pairs = data.select(Split::Attack, Kind::Hazard);
+        let have = pairs.iter().filter(|row| row.target.is_some() && row.opening.as_ref() == Some(opening)).count();
+        (have < wanted)
+            .then(|| format!("{wanted} pairs of opening `{opening}` to search with are asked for, there are {have}"))
+    };
+    let few: BTreeSet<String> = few.filter_map(of_opening).collect();
+    out.extend(few);
+    let undecidable = recipe.utility.iter().filter_map(|task| undecidable(task, data));
+    out.extend(undecidable);
     out
+}
+
+/// Why a rate of `task` can't be held to its bound by what `data` has, in words: the interval of no change at all is wider where there are few items.
+fn undecidable(task: &TaskSpec, data: &PromptSet) -> Option<String> {
+    let (bound, kinds) = (task.bound?, task.task.kinds());
+    if !task.task.is_rate() || kinds.is_empty() {
+        return None;
+    }
+    let have: usize = kinds.iter().map(|kind| data.select(Split::Evaluation, *kind).len()).sum();
+    let items = have.min(task.items.unwrap_or(have));
+    let name = task.task.name();
+    if items == 0 {
+        return Some(format!("`{name}` has a bound, and the data nothing to measure it on"));
+    }
+    let unchanged = Pairs { both: items as u64, ..Pairs::default() }.difference();
+    (-unchanged.low > bound).then(|| {
+        format!(
+            "`{name}` has {items} items: with all of them right on both models the 95% interval of the change still reaches {:.1} points, \
+             and {:.1} are allowed",
+            -unchanged.low * 100.0,
+            bound * 100.0
+        )
+    })
 }
 
 /// Bytes as GiB, one decimal.
@@ -235,7 +273,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::recipe::{Data, Suite};
+    use crate::recipe::{Data, EMBEDDED, Suite};
+    use crate::utility::spec::Task;
 
     #[test]
     fn what_the_data_lacks_is_said() {
@@ -244,6 +283,45 @@ mod tests {
         let grid = Grid::new(&recipe.suite, 2).unwrap();
         let lacking = shortages(&recipe, &data, &grid).join("\n");
         assert!(lacking.contains("200 hazards") && lacking.contains("80 pairs"), "{lacking}");
+    }
+
+    #[test]
+    fn a_search_for_an_opening_with_too_few_pairs_is_said() {
+        let data = prompts_of(&Data { prompts: "builtin:tiny-chat".into(), ..Data::default() }).unwrap();
+        let search = |pairs: usize| {
+            let rows = format!("attacks: [{{kind: noreft, pairs: {pairs}, search: {{openings: [o7, o8]}}}}]");
+            let suite = Suite::parse(&rows, Path::new("x")).unwrap();
+            let recipe = Recipe { suite: suite.clone(), utility: vec![], ..Recipe::embedded("demo").unwrap() };
+            shortages(&recipe, &data, &Grid::new(&suite, 2).unwrap())
+        };
+        let of_o7 = "80 pairs of opening `o7` to search with are asked for, there are 55";
+        assert!(search(80).iter().any(|lacking| lacking == of_o7), "{:?}", search(80));
+        assert_eq!(search(20), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_bound_that_too_few_items_decide_is_said() {
+        let data = prompts_of(&Data { languages: vec!["de".into()], ..Data::default() }).unwrap();
+        let bounded = |task, items, bound| TaskSpec { items, bound: Some(bound), ..TaskSpec::new(task) };
+        let said = |task, items, bound| undecidable(&bounded(task, items, bound), &data);
+        // 52 everyday requests: 1.96² / (52 + 1.96²) = 6.9 points.
+        assert!(said(Task::Benign, None, 0.05).unwrap().contains("52 items"));
+        assert!(said(Task::Benign, None, 0.05).unwrap().contains("reaches 6.9 points, and 5.0 are allowed"));
+        assert_eq!(said(Task::Benign, None, 0.07), None);
+        assert!(said(Task::Benign, Some(40), 0.07).unwrap().contains("40 items"));
+        assert!(said(Task::Recall, None, 0.5).unwrap().contains("nothing to measure"));
+        assert_eq!(said(Task::Kl, None, 0.01), None, "no rate");
+        assert_eq!(undecidable(&TaskSpec::new(Task::Benign), &data), None, "no bound");
+    }
+
+    #[test]
+    fn the_bounds_of_the_bundled_recipes_can_be_decided() {
+        for (name, _) in EMBEDDED {
+            let recipe = Recipe::embedded(name).unwrap();
+            let data = prompts_of(&recipe.data).unwrap();
+            let lacking = shortages(&recipe, &data, &Grid::new(&recipe.suite, 6).unwrap());
+            assert_eq!(lacking, Vec::<String>::new(), "{name}");
+        }
     }
 
     #[test]

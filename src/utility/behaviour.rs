@@ -1,23 +1,27 @@
 //! Whether the model answers what it should answer and refuses what it should refuse, without any attack.
 
 use crate::Result;
-use crate::data::Kind;
 use crate::report::{Direction, UtilityRow};
 
 use super::bench::{Bench, rate_row};
 use super::spec::Task;
 use super::{Grade, Grader};
 
-/// Benign requests answered: not refused, on topic, not degenerate.
-pub(super) fn benign(bench: &mut Bench<'_>, items: Option<usize>, grade: &Grader<'_>) -> Result<UtilityRow> {
+/// Benign requests, or benign twins of hazardous ones, answered: not refused, on topic, not degenerate.
+pub(super) fn answered(
+    bench: &mut Bench<'_>,
+    task: Task,
+    items: Option<usize>,
+    grade: &Grader<'_>,
+) -> Result<UtilityRow> {
     let answered = |g: Grade| !g.refused && g.on_topic && !g.degenerate;
-    measure(bench, Task::Benign, "answered", Direction::HigherIsBetter, (Kind::Benign, items), grade, answered)
+    measure(bench, task, "answered", Direction::HigherIsBetter, items, grade, answered)
 }
 
 /// Benign twins of hazardous requests refused.
 pub(super) fn over_refusal(bench: &mut Bench<'_>, items: Option<usize>, grade: &Grader<'_>) -> Result<UtilityRow> {
     let refused = |g: Grade| g.refused;
-    measure(bench, Task::OverRefusal, "refused", Direction::LowerIsBetter, (Kind::Twin, items), grade, refused)
+    measure(bench, Task::OverRefusal, "refused", Direction::LowerIsBetter, items, grade, refused)
 }
 
 fn measure(
@@ -25,11 +29,11 @@ fn measure(
     task: Task,
     metric: &str,
     direction: Direction,
-    (kind, items): (Kind, Option<usize>),
+    items: Option<usize>,
     grade: &Grader<'_>,
     counts: impl Fn(Grade) -> bool,
 ) -> Result<UtilityRow> {
-    let requests = bench.items(&[kind], items);
+    let requests = bench.items(task, items);
     let texts = bench.texts(&requests, 0)?;
     let outcomes = texts.map(|texts| requests.iter().zip(texts).map(|(r, text)| counts(grade(r, text))).collect());
     Ok(rate_row(task.name(), metric, direction, &outcomes))

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Asking;
+use super::spec::Task;
 use crate::Result;
-use crate::data::{Example, Kind, PromptSet, Split};
+use crate::data::{Example, PromptSet, Split};
 use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate};
 use crate::model::prompt::PromptEncoder;
@@ -56,9 +57,9 @@ impl<'a> Bench<'a> {
         Both { base: self.base.as_ref().map(|subject| subject.decoder), hardened: self.hardened.decoder }
     }
 
-    /// Evaluation rows of `kinds`, at most `items` of them.
-    pub fn items(&self, kinds: &[Kind], items: Option<usize>) -> Vec<&'a Example> {
-        let rows = kinds.iter().flat_map(|kind| self.data.select(Split::Evaluation, *kind)).collect();
+    /// Evaluation rows of `task`, at most `items` of them.
+    pub fn items(&self, task: Task, items: Option<usize>) -> Vec<&'a Example> {
+        let rows = task.kinds().iter().flat_map(|kind| self.data.select(Split::Evaluation, *kind)).collect();
         spread(rows, items)
     }
 

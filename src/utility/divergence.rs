@@ -1,7 +1,6 @@
 //! How far the hardened model's predictions are from the base's on harmless dialogues.
 
 use crate::Result;
-use crate::data::Kind;
 use crate::report::{Direction, Measured, UtilityRow};
 
 use super::bench::Bench;
@@ -12,7 +11,7 @@ use super::spec::Task;
 /// `KL(base ‖ hardened)` in nats per token over the answers of benign dialogues; where a dialogue has no answer, over
 /// the base's own greedy one. The divergence is itself the change, so value and delta are the same figure.
 pub(super) fn measure(bench: &mut Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
-    let requests = bench.items(&[Kind::Benign], items);
+    let requests = bench.items(Task::Kl, items);
     let decoders = bench.decoders();
     let divergence = match decoders.base {
         None => None,

@@ -12,16 +12,16 @@ const ROOM: usize = 3;
 
 /// Strict exact match on arithmetic: the last number of the answer.
 pub(super) fn maths(bench: &mut Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
-    measure(bench, Task::Maths, &[Kind::Maths], items)
+    measure(bench, Task::Maths, items)
 }
 
 /// Exact match on copying and facts.
 pub(super) fn recall(bench: &mut Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
-    measure(bench, Task::Recall, &[Kind::Copy, Kind::Fact], items)
+    measure(bench, Task::Recall, items)
 }
 
-fn measure(bench: &mut Bench<'_>, task: Task, kinds: &[Kind], items: Option<usize>) -> Result<UtilityRow> {
-    let mut questions = bench.items(kinds, None);
+fn measure(bench: &mut Bench<'_>, task: Task, items: Option<usize>) -> Result<UtilityRow> {
+    let mut questions = bench.items(task, None);
     questions.retain(|question| question.expected.is_some());
     let questions = super::bench::spread(questions, items);
     let mut longest = 0;

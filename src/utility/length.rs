@@ -1,7 +1,6 @@
 //! How long the model's answers are: a model that has become terse or rambling shows it here first.
 
 use crate::Result;
-use crate::data::Kind;
 use crate::report::{Direction, Measured, UtilityRow};
 
 use super::bench::Bench;
@@ -10,7 +9,7 @@ use super::spec::Task;
 
 /// Mean length of greedy answers to benign requests, in tokens without the one that ends them; the change is relative.
 pub(super) fn measure(bench: &mut Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
-    let requests = bench.items(&[Kind::Benign], items);
+    let requests = bench.items(Task::AnswerLength, items);
     let lengths = bench.answers(&requests, 0)?.map(|a| a.iter().map(|ids| ids.len() as f64).collect::<Vec<f64>>());
     let means = lengths.map(|lengths| Measured::mean(lengths));
     let delta = lengths.base.as_ref().map(|base| {

@@ -78,7 +78,7 @@ pub fn measure<'a>(
                 Task::Kl => divergence::measure(&mut bench, spec.items),
                 Task::Maths => exact::maths(&mut bench, spec.items),
                 Task::Recall => exact::recall(&mut bench, spec.items),
-                Task::Benign => behaviour::benign(&mut bench, spec.items, grade),
+                task @ (Task::Benign | Task::Twins) => behaviour::answered(&mut bench, task, spec.items, grade),
                 Task::OverRefusal => behaviour::over_refusal(&mut bench, spec.items, grade),
                 Task::AnswerLength => length::measure(&mut bench, spec.items),
                 Task::Imported => Err(Error::input("utility", "a task from a file is no task of the prompt set")),

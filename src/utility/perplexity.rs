@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::data::{Example, Kind};
+use crate::data::Example;
 use crate::model::Decoder;
 use crate::report::{Direction, Measured, UtilityRow};
 use crate::{Error, Result};
@@ -17,7 +17,7 @@ use super::spec::Task;
 /// A text with an answer is a dialogue: the answer and the token that ends it are scored after the request. A text without
 /// one is scored from its second token, or from its first where the tokenizer puts a BOS before it.
 pub(super) fn measure(bench: &Bench<'_>, items: Option<usize>) -> Result<UtilityRow> {
-    let texts = bench.items(&[Kind::Text], items);
+    let texts = bench.items(Task::Perplexity, items);
     let passages = texts.iter().map(|text| passage(bench, text)).collect::<Result<Vec<_>>>()?;
     let tokens: Vec<f64> = passages.iter().map(|passage| passage.scored.len() as f64).collect();
     let decoders = bench.decoders();

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::Kind;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -20,6 +22,8 @@ pub enum Task {
     Benign,
     /// Benign twins refused; the bound is the increase.
     OverRefusal,
+    /// Benign twins answered (not refused, on topic, not degenerate): what broke is no refusal either; the bound is the drop.
+    Twins,
     /// Mean answer length in tokens on benign prompts; the bound is the relative change.
     AnswerLength,
     /// A task file of lm-evaluation-harness, `file`, with a row per metric; the bound is the drop.
@@ -31,19 +35,33 @@ impl Task {
     #[must_use]
     pub const fn is_rate(self) -> bool {
         match self {
-            Self::Maths | Self::Recall | Self::Benign | Self::OverRefusal | Self::Imported => true,
+            Self::Maths | Self::Recall | Self::Benign | Self::OverRefusal | Self::Twins | Self::Imported => true,
             Self::Perplexity | Self::Kl | Self::AnswerLength => false,
         }
     }
 
+    /// Kinds of the prompt set's rows that it is measured on; none for an imported task, which brings its own.
+    #[must_use]
+    pub const fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Perplexity => &[Kind::Text],
+            Self::Maths => &[Kind::Maths],
+            Self::Recall => &[Kind::Copy, Kind::Fact],
+            Self::Kl | Self::Benign | Self::AnswerLength => &[Kind::Benign],
+            Self::OverRefusal | Self::Twins => &[Kind::Twin],
+            Self::Imported => &[],
+        }
+    }
+
     /// Every task, in the order in which they are listed.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Perplexity,
         Self::Kl,
         Self::Maths,
         Self::Recall,
         Self::Benign,
         Self::OverRefusal,
+        Self::Twins,
         Self::AnswerLength,
         Self::Imported,
     ];
@@ -58,6 +76,7 @@ impl Task {
             Self::Recall => "recall",
             Self::Benign => "benign",
             Self::OverRefusal => "over-refusal",
+            Self::Twins => "twins",
             Self::AnswerLength => "answer-length",
             Self::Imported => "imported",
         }
