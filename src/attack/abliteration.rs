@@ -57,6 +57,9 @@ impl Kernel {
 pub struct Abliteration {
     /// Unit direction, `[d_model]`.
     pub direction: Vec<f32>,
+    /// Unit direction along which its part is taken away; absent: itself. A random one makes a control that moves the stream as far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub along: Option<Vec<f32>>,
     /// Part that leaves the embedding.
     pub embedding: f64,
     /// Parts that leave the attention outputs.
@@ -69,13 +72,13 @@ impl Abliteration {
     /// All of the direction leaves all weights.
     #[must_use]
     pub fn whole(direction: Vec<f32>) -> Self {
-        Self { direction, embedding: 1.0, attention: Kernel::EVERYWHERE, mlp: Kernel::EVERYWHERE }
+        Self { direction, along: None, embedding: 1.0, attention: Kernel::EVERYWHERE, mlp: Kernel::EVERYWHERE }
     }
 
-    /// As much of a random direction.
+    /// As much, taken away along a random direction.
     #[must_use]
     pub fn randomised(&self, stream: &mut Stream) -> Self {
-        Self { direction: unit(stream.gaussian(self.direction.len(), 1.0)), ..self.clone() }
+        Self { along: Some(unit(stream.gaussian(self.direction.len(), 1.0))), ..self.clone() }
     }
 
     /// `decoder` with changed weights, in memory and frozen.
@@ -88,44 +91,54 @@ impl Abliteration {
             let problem = format!("expected width {d}, got {}", self.direction.len());
             return Err(Error::input("direction to project out of the weights", problem));
         }
-        let row = Tensor::from_slice(&self.direction, (1, d), decoder.device())?;
+        let row = |values: &[f32]| Tensor::from_slice(values, (1, d), decoder.device());
+        let along = row(self.along.as_ref().unwrap_or(&self.direction))?;
+        let taken = Taken { row: row(&self.direction)?, along };
         let embedded = if self.embedding == 0.0 {
             decoder.clone()
         } else {
             let table = decoder.embedding().tensor()?;
-            decoder.with_embedding(without(&table, &row, self.embedding)?)
+            decoder.with_embedding(taken.from_rows(&table, self.embedding)?)
         };
         embedded.map_blocks(|layer, block| {
             let mut changed = block.clone();
             for (module, kernel) in [(Module::O, &self.attention), (Module::Down, &self.mlp)] {
                 let weight = kernel.weight(layer, n_layers);
-                changed = changed.with_map(module, projected(block.map(module), &row, weight)?);
+                changed = changed.with_map(module, taken.from_map(block.map(module), weight)?);
             }
             Ok(changed)
         })
     }
 }
 
-/// `map` without `weight` of the direction `row` `[1, d_out]` in what it writes.
-fn projected(map: &Linear, row: &Tensor, weight: f64) -> Result<Linear> {
-    let a = row.matmul(&map.weight().tensor()?.detach().to_dtype(DType::F32)?)?;
-    // As a change of rank one, which weights left in their files take too.
-    let change = LowRank { a, b: row.t()?.contiguous()?, scale: -weight };
-    let merged = map.with_adapter(change)?.merged()?;
-    Ok(match map.bias() {
-        None => merged,
-        Some(bias) => {
-            let bias = without(&bias.reshape((1, ()))?, row, weight)?.flatten_all()?;
-            Linear::new(merged.weight().clone(), Some(bias))
-        }
-    })
+/// What is taken from what is written to the stream: the part along `row`, in the direction `along`; `[1, d_model]` each.
+struct Taken {
+    row: Tensor,
+    along: Tensor,
 }
 
-/// `rows` `[n, d]` without `weight` of their component along `row` `[1, d]`.
-fn without(rows: &Tensor, row: &Tensor, weight: f64) -> Result<Tensor> {
-    let wide = rows.detach().to_dtype(DType::F32)?;
-    let along = (wide.matmul(&row.t()?)? * weight)?;
-    Ok((wide - along.matmul(row)?)?.to_dtype(rows.dtype())?)
+impl Taken {
+    /// `map` whose outputs lack `weight` of it.
+    fn from_map(&self, map: &Linear, weight: f64) -> Result<Linear> {
+        let a = self.row.matmul(&map.weight().tensor()?.detach().to_dtype(DType::F32)?)?;
+        // As a change of rank one, which weights left in their files take too.
+        let change = LowRank { a, b: self.along.t()?.contiguous()?, scale: -weight };
+        let merged = map.with_adapter(change)?.merged()?;
+        Ok(match map.bias() {
+            None => merged,
+            Some(bias) => {
+                let bias = self.from_rows(&bias.reshape((1, ()))?, weight)?.flatten_all()?;
+                Linear::new(merged.weight().clone(), Some(bias))
+            }
+        })
+    }
+
+    /// `rows` `[n, d_model]` that lack `weight` of it.
+    fn from_rows(&self, rows: &Tensor, weight: f64) -> Result<Tensor> {
+        let wide = rows.detach().to_dtype(DType::F32)?;
+        let part = (wide.matmul(&self.row.t()?)? * weight)?;
+        Ok((wide - part.matmul(&self.along)?)?.to_dtype(rows.dtype())?)
+    }
 }
 
 /// A point of the space that a search of kernels goes through: the unit cube.
@@ -150,6 +163,7 @@ impl Setting {
         let [place, embedding, attention @ .., a, b, c, d] = self.0;
         Abliteration {
             direction: between(directions, place),
+            along: None,
             embedding,
             attention: kernel(attention),
             mlp: kernel([a, b, c, d]),
@@ -232,11 +246,24 @@ mod tests {
     }
 
     #[test]
+    fn its_control_moves_the_stream_as_its_ablations_does() {
+        let decoder = decoder();
+        let basis = unit(Stream::new(4, "direction").gaussian(16, 1.0));
+        let control = Abliteration::whole(basis.clone()).randomised(&mut Stream::new(5, "control"));
+        let into = control.along.clone().unwrap();
+        let edit = Edit::Redirect { basis, into, rank: 1, layers: vec![] };
+        let in_weights = logits(&control.apply(&decoder).unwrap(), None);
+        let in_stream = logits(&decoder, Some(&edit));
+        assert!(distance(&in_weights, &in_stream) < 1e-4, "{}", distance(&in_weights, &in_stream));
+        assert!(distance(&in_weights, &logits(&decoder, None)) > 0.01, "nothing was changed");
+    }
+
+    #[test]
     fn a_kernel_of_zeros_changes_nothing_and_a_narrow_one_a_single_block() {
         let decoder = decoder();
         let direction = unit(vec![1.0; 16]);
         let none = Kernel { peak: 0.0, position: 0.5, width: 1.0, floor: 0.0 };
-        let nothing = Abliteration { direction, embedding: 0.0, attention: none, mlp: none };
+        let nothing = Abliteration { direction, along: None, embedding: 0.0, attention: none, mlp: none };
         assert_eq!(logits(&nothing.apply(&decoder).unwrap(), None), logits(&decoder, None));
         let narrow = Abliteration { mlp: Kernel { peak: 1.2, width: 0.1, ..none }, ..nothing };
         let (before, after) = (decoder.weights().unwrap(), narrow.apply(&decoder).unwrap().weights().unwrap());
@@ -279,7 +306,8 @@ mod tests {
         let text = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::to_string(&serde_json::from_str::<Abliteration>(&text).unwrap()).unwrap(), text);
         let control = found.randomised(&mut Stream::new(2, "control"));
-        assert_eq!((control.attention, control.embedding), (found.attention, found.embedding));
-        assert_ne!(control.direction, found.direction);
+        let part = |of: &Abliteration| (of.direction.clone(), of.attention, of.mlp, of.embedding.to_bits());
+        assert_eq!(part(&control), part(&found));
+        assert!(control.along.is_some_and(|along| along != found.direction));
     }
 }

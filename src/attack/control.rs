@@ -8,8 +8,8 @@ use crate::math::seed::Stream;
 /// A random edit of the same kind, rank and norm as `edit`.
 ///
 /// A learned edit's `W2ᵀ(W1−W2)` is replaced by a random matrix of the same rank and Frobenius norm; a vector by a random
-/// one of the same length; a basis by a random one of the same rank; what heads are moved by is turned at random, so
-/// that every activation moves as far.
+/// one of the same length. What a projection takes away is taken along random directions instead, and what heads are moved by is turned at
+/// random, so that every activation moves as far.
 ///
 /// # Errors
 /// Never for edits made by this crate.
@@ -45,9 +45,12 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
             Edit::Heads { layer: *layer, matrices: matrices.concat(), bias: bias.concat(), heads: *heads }
         }
         Edit::Ablate { basis, rank, layers } => {
-            let width = basis.len() / (*rank).max(1);
-            let basis = orthonormal(&stream.gaussian(basis.len(), 1.0), width);
-            Edit::Ablate { basis, rank: *rank, layers: layers.clone() }
+            let into = random_basis(basis.len(), *rank, stream);
+            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers: layers.clone() }
+        }
+        Edit::Redirect { basis, rank, layers, .. } => {
+            let into = random_basis(basis.len(), *rank, stream);
+            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers: layers.clone() }
         }
         Edit::Several { edits } => {
             Edit::Several { edits: edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()? }
@@ -77,6 +80,11 @@ fn random_factors(up: &[f32], down: &[f32], rank: usize, stream: &mut Stream) ->
     let f = (target / product_norm(&up, &down, rank).max(f64::MIN_POSITIVE)).sqrt() as f32;
     let scaled = |values: Vec<f32>| values.into_iter().map(|v| v * f).collect();
     (scaled(up), scaled(down))
+}
+
+/// `rank` random orthonormal rows of `len` numbers together.
+fn random_basis(len: usize, rank: usize, stream: &mut Stream) -> Vec<f32> {
+    orthonormal(&stream.gaussian(len, 1.0), len / rank.max(1))
 }
 
 /// A random vector of the same length.
@@ -164,15 +172,23 @@ mod tests {
     }
 
     #[test]
-    fn a_random_basis_is_orthonormal() {
-        let edit = Edit::Ablate { basis: vec![1.0; 3 * 8], rank: 3, layers: vec![] };
-        let Edit::Ablate { basis, .. } = random_like(&edit, &mut Stream::new(0, "basis")).unwrap() else {
-            unreachable!()
-        };
-        for i in 0..3 {
-            for j in 0..3 {
-                let dot: f32 = (0..8).map(|k| basis[i * 8 + k] * basis[j * 8 + k]).sum();
-                assert!((dot - if i == j { 1.0 } else { 0.0 }).abs() < 1e-5);
+    fn a_control_of_a_projection_moves_every_activation_as_far() {
+        let mut stream = Stream::new(6, "projection");
+        for rank in [1, 3] {
+            let edit = Edit::Ablate { basis: random_basis(rank * 8, rank, &mut stream), rank, layers: vec![] };
+            let control = random_like(&edit, &mut stream).unwrap();
+            // Most of what is moved lies along one of the directions, as a refusal direction's part of the stream does.
+            let Edit::Ablate { basis, .. } = &edit else { unreachable!() };
+            let rows = (0..5).flat_map(|row| (0..8).map(move |i| (row, i)));
+            let x: Vec<f32> = rows.map(|(row, i)| 4.0 * row as f32 * basis[i] + 0.1 * i as f32).collect();
+            let x = Tensor::from_vec(x, (1, 5, 8), &Device::Cpu).unwrap();
+            let moved = |edit: &Edit| -> Vec<f32> {
+                let after = edit.place(&Device::Cpu).unwrap().apply(Site::new(0, Point::ResidPre), &x).unwrap();
+                (after - &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            };
+            let (by_edit, by_control) = (moved(&edit), moved(&control));
+            for (a, b) in by_edit.chunks_exact(8).zip(by_control.chunks_exact(8)) {
+                assert!((norm(a) / norm(b) - 1.0).abs() < 1e-3 && a != b, "{a:?} {b:?}");
             }
         }
     }

@@ -155,7 +155,7 @@ impl Map {
             Edit::Ablate { rank: basis.len() / width, basis, layers: vec![] }
         };
         match (&self.form, edit) {
-            (_, Edit::Identity | Edit::Heads { .. } | Edit::Several { .. }) => {
+            (_, Edit::Identity | Edit::Heads { .. } | Edit::Redirect { .. } | Edit::Several { .. }) => {
                 Err(Error::input("edit to transfer", "expected one of a single block's input, got another"))
             }
             (Form::Affine { forth, from, to, .. }, Edit::Add { vector, .. }) => {

@@ -68,6 +68,20 @@ pub enum Edit {
         #[serde(default)]
         layers: Vec<usize>,
     },
+    /// `x − IᵀBx` in what is written to the stream: as much as [`Edit::Ablate`] takes away along `B`, taken along other directions, so that the
+    /// stream moves as far. It acts at the attention and feed-forward outputs, and at the input of a block of which the one before is
+    /// none of its own: what the stream holds by then is moved once.
+    Redirect {
+        /// Orthonormal rows, `[rank, d_model]`, row by row.
+        basis: Vec<f32>,
+        /// Orthonormal rows, `[rank, d_model]`, row by row.
+        into: Vec<f32>,
+        /// Number of rows of each.
+        rank: usize,
+        /// Blocks; empty: all.
+        #[serde(default)]
+        layers: Vec<usize>,
+    },
     /// Several edits at once, applied in their order.
     Several {
         /// The edits.
@@ -125,6 +139,15 @@ pub enum Placed {
         /// Blocks; empty: all.
         layers: Vec<usize>,
     },
+    /// See [`Edit::Redirect`]; `[rank, d_model]` each.
+    Redirect {
+        /// Orthonormal rows.
+        basis: Tensor,
+        /// Orthonormal rows.
+        into: Tensor,
+        /// Blocks; empty: all.
+        layers: Vec<usize>,
+    },
     /// See [`Edit::Several`].
     Several(Vec<Placed>),
 }
@@ -139,6 +162,7 @@ impl Edit {
             Self::Add { vector, .. } => vec![vector],
             Self::Heads { matrices, bias, .. } => vec![matrices, bias],
             Self::Ablate { basis, .. } => vec![basis],
+            Self::Redirect { basis, into, .. } => vec![basis, into],
             Self::Several { edits } => edits.iter_mut().flat_map(Self::lists).collect(),
         }
     }
@@ -189,6 +213,10 @@ impl Edit {
             Self::Ablate { basis, rank, layers } => {
                 Placed::Ablate { basis: matrix(basis, *rank)?, layers: layers.clone() }
             }
+            Self::Redirect { basis, into, rank, layers } => {
+                let (basis, into) = (matrix(basis, *rank)?, matrix(into, *rank)?);
+                Placed::Redirect { basis, into, layers: layers.clone() }
+            }
             Self::Several { edits } => {
                 Placed::Several(edits.iter().map(|edit| edit.place(device)).collect::<Result<_>>()?)
             }
@@ -226,6 +254,12 @@ impl Placed {
             Self::Ablate { basis, layers } => {
                 Edit::Ablate { basis: host_values(basis)?, rank: basis.dim(0)?, layers: layers.clone() }
             }
+            Self::Redirect { basis, into, layers } => Edit::Redirect {
+                basis: host_values(basis)?,
+                into: host_values(into)?,
+                rank: basis.dim(0)?,
+                layers: layers.clone(),
+            },
             Self::Several(edits) => Edit::Several { edits: edits.iter().map(Self::edit).collect::<Result<_>>()? },
         })
     }
@@ -263,7 +297,7 @@ impl Placed {
             Self::Affine { up, .. } => Some(up.dim(1)?),
             Self::Add { vector, .. } => Some(vector.dim(0)?),
             Self::Heads { bias, .. } => Some(bias.dim(0)?),
-            Self::Ablate { basis, .. } => Some(basis.dim(1)?),
+            Self::Ablate { basis, .. } | Self::Redirect { basis, .. } => Some(basis.dim(1)?),
         })
     }
 }
@@ -303,6 +337,7 @@ impl Intervention for Placed {
                 mapped.reshape((batch, cols, width))?.broadcast_add(bias)?
             }
             Self::Ablate { basis, .. } => plus_low_rank(x, basis, &basis.neg()?)?,
+            Self::Redirect { basis, into, .. } => plus_low_rank(x, basis, &into.neg()?)?,
             Self::Several(edits) => {
                 let mut acting = edits.iter().filter(|edit| edit.acts_at(site));
                 acting.try_fold(x.clone(), |x, edit| edit.apply(site, &x))?
@@ -317,12 +352,21 @@ impl Intervention for Placed {
             Self::Affine { site: at, .. } | Self::Add { site: at, .. } => site == *at,
             Self::Heads { layer, .. } => site == Site::new(*layer, Point::Z),
             Self::Ablate { layers, .. } => {
-                matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut)
-                    && (layers.is_empty() || layers.contains(&site.layer))
+                matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut) && is_of(layers, site.layer)
+            }
+            Self::Redirect { layers, .. } => {
+                let follows = site.layer.checked_sub(1).is_some_and(|before| is_of(layers, before));
+                let written = matches!(site.point, Point::AttnOut | Point::MlpOut);
+                is_of(layers, site.layer) && (written || site.point == Point::ResidPre && !follows)
             }
             Self::Several(edits) => edits.iter().any(|edit| edit.acts_at(site)),
         }
     }
+}
+
+/// Whether `layer` is among `layers`, which are all where none is named.
+fn is_of(layers: &[usize], layer: usize) -> bool {
+    layers.is_empty() || layers.contains(&layer)
 }
 
 #[cfg(test)]
@@ -375,6 +419,25 @@ mod tests {
         let at = |layers: Vec<usize>| Edit::Ablate { basis: vec![1.0, 0.0, 0.0], rank: 1, layers };
         let acts = |edit: &Edit, layer| edit.place(&Device::Cpu).unwrap().acts_at(Site::new(layer, Point::AttnOut));
         assert!(acts(&at(vec![]), 0) && acts(&at(vec![2]), 2) && !acts(&at(vec![2]), 0));
+    }
+
+    #[test]
+    fn a_redirection_meets_the_stream_once_and_everything_written_after() {
+        let (basis, into) = (vec![1.0, 0.0, 0.0], vec![0.0, 0.6, 0.8]);
+        let at = |layers| Edit::Redirect { basis: basis.clone(), into: into.clone(), rank: 1, layers };
+        let acts = |layers, layer, point| at(layers).place(&Device::Cpu).unwrap().acts_at(Site::new(layer, point));
+        assert!(acts(vec![], 0, Point::ResidPre) && !acts(vec![], 1, Point::ResidPre));
+        assert!(acts(vec![], 1, Point::AttnOut) && acts(vec![2, 3], 3, Point::MlpOut));
+        assert!(acts(vec![2, 3], 2, Point::ResidPre) && !acts(vec![2, 3], 3, Point::ResidPre));
+        assert!(!acts(vec![2], 1, Point::MlpOut) && !acts(vec![2], 2, Point::ResidPost));
+        let moved = at(vec![]).place(&Device::Cpu).unwrap().apply(Site::new(0, Point::MlpOut), &stream()).unwrap();
+        for (after, before) in values(&moved).chunks(3).zip(values(&stream()).chunks(3)) {
+            for (place, part) in into.iter().enumerate() {
+                assert!((after[place] - before[place] + before[0] * part).abs() < 1e-6, "{after:?} {before:?}");
+            }
+        }
+        let edit = at(vec![1]);
+        assert_eq!(edit.place(&Device::Cpu).unwrap().edit().unwrap(), edit);
     }
 
     #[test]
