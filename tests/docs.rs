@@ -29,19 +29,11 @@ const HEAVY: &[&str] = &[
     "immunise harden examples/recipes/",
     "immunise harden recipes/demo.yaml",
     "immunise report compare et=",
-    "immunise report compare trained=",
+    "immunise report compare adversarial=",
     "immunise report compare broad=",
     "immunise report compare one-block=",
     "immunise report compare four-blocks=",
-    "immunise verify hardened --policy llama",
-    "immunise harden model --out hardened --key",
 ];
-
-/// What leaves behind in seconds what a heavy command would: a model that knows nothing has nothing to defend, so it ends with 5.
-const STAND_INS: &[(&str, &str)] = &[(
-    "immunise harden model --out hardened --key publisher.pem",
-    "immunise harden recipe.yaml --model model --out hardened --key publisher.pem --allow-fail",
-)];
 
 /// What a command ends with where it is not 0, and options that make it end so on a model that knows nothing.
 const ENDS: &[(&str, &[&str], i32)] = &[
@@ -49,6 +41,7 @@ const ENDS: &[(&str, &[&str], i32)] = &[
     ("immunise harden policy.yaml --model base --out hardened --assemble", &["--allow-fail"], 5),
     ("immunise verify candidate", &[], 5),
     ("immunise verify hardened --key", &[], 5),
+    ("immunise verify hardened --policy my.yaml", &[], 5),
     ("immunise verify hardened --roots", &[], 5),
     ("immunise report merge", &[], 5),
     ("immunise diff model hardened", &[], 1),
@@ -152,12 +145,7 @@ fn follow(command: &str, world: &World) {
     }
     let (mut given, file) = arguments(command);
     if HEAVY.iter().any(|begins| command.starts_with(begins)) {
-        understood(world.root(), command, given);
-        if let Some((_, stand_in)) = STAND_INS.iter().find(|(heavy, _)| *heavy == command) {
-            let (code, _, err) = immunise(world.root(), &arguments(stand_in).0);
-            assert_eq!(code, 5, "`{stand_in}`: {err}");
-        }
-        return;
+        return understood(world.root(), command, given);
     }
     let (more, expected) = ENDS
         .iter()

@@ -12,6 +12,7 @@ use immunise::attack::steering::Steering;
 use immunise::attack::transport::Transport;
 use immunise::attack::{AttackData, Pair};
 use immunise::checkpoint::{Checkpoint, Digest, diff};
+use immunise::data::{Kind, PromptSet, Split};
 use immunise::defence::adversarial::PoolAdversary;
 use immunise::defence::spec::{AdversarialSpec, Focus, Vector};
 use immunise::event::{Event, Observer, Silent};
@@ -450,4 +451,25 @@ fn a_searched_attack_counts_all_it_spent_and_is_chosen_on_validation() {
     assert!(row.budget.search.contains("4 of 4 fitted beside that of the base"), "{row:?}");
     assert!(row.budget.search.contains("validation"), "{row:?}");
     assert!(row.attacker_has_base && row.adaptive);
+    assert_eq!(row.budget.pairs, 4, "as asked for");
+}
+
+#[test]
+fn a_search_for_one_opening_reports_the_pairs_that_it_had() {
+    let world = World::new();
+    let text = fs::read_to_string(world.root().join("prompts.jsonl")).unwrap();
+    let data = PromptSet::from_jsonl("prompts", &text).unwrap();
+    let pairs = data.select(Split::Attack, Kind::Hazard);
+    let opening = pairs[0].opening.clone().unwrap();
+    let have = pairs.iter().filter(|row| row.opening.as_ref() == Some(&opening)).count();
+    assert!(0 < have && have < pairs.len(), "{have} of {}", pairs.len());
+    let row = format!(
+        "{{kind: noreft, pairs: {}, steps: 2, batch: 2, layers: [1], \
+         search: {{learning_rates: [0.01], start_from_base: false, seeds: 1, openings: [{opening}]}}}}",
+        pairs.len()
+    );
+    let recipe = Recipe::load(&world.recipe()).unwrap();
+    let recipe = recipe.with_overrides(&[format!("suite.attacks.0={row}")]).unwrap();
+    let report = harden(&recipe, &request(&world, "out"), &Silent).unwrap().report;
+    assert_eq!(report.attacks[0].budget.pairs, have as u64, "{:?}", report.attacks[0]);
 }

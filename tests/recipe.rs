@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use immunise::Error;
+use immunise::attack::spec::Knowledge;
 use immunise::pipeline::harden::stage_layers;
 use immunise::recipe::{EMBEDDED, RawRecipe, Recipe, STAGE_KINDS, Stage, Suite};
 
@@ -208,10 +209,43 @@ fn keys_of_artefacts_and_weights_belong_to_their_kinds() {
     }
     let fine = SMALL.replace("{kind: noreft}", "{kind: imported, file: v.npy}\n    - {kind: quantised, bits: 8}");
     let recipe = parse(&fine).unwrap();
-    assert_eq!(recipe.suite.attacks[0].knowledge, [immunise::attack::spec::Knowledge::Frozen]);
+    assert_eq!(recipe.suite.attacks[0].knowledge, [Knowledge::Frozen]);
     assert_eq!(parse(&recipe.show()).unwrap(), recipe);
     let gated = problems(&(fine + "thresholds: {adaptive_asr: {max_worst: 0.5}}\n"));
     assert!(gated[0].starts_with("thresholds.adaptive_asr: bounds attacks of knowledge `adaptive`"), "{gated:#?}");
+}
+
+#[test]
+fn only_the_hardened_model_is_searched() {
+    let row = |keys: &str| parse(&SMALL.replace("{kind: noreft}", &format!("{{kind: noreft, search: {{}}{keys}}}")));
+    assert_eq!(row("").unwrap().suite.attacks[0].knowledge, [Knowledge::Adaptive]);
+    assert_eq!(row(", knowledge: [adaptive]").unwrap(), row("").unwrap());
+    for both in [", knowledge: [frozen]", ", knowledge: [frozen, adaptive]"] {
+        let error = row(both).unwrap_err().to_string();
+        assert!(error.contains("suite.attacks.0.search: only the hardened model is searched"), "{error}");
+    }
+    let recipe = row("").unwrap();
+    assert_eq!(parse(&recipe.show()).unwrap(), recipe);
+}
+
+#[test]
+fn settings_of_a_training_are_refused_where_nothing_is_trained() {
+    let row = |keys: &str| parse(&SMALL.replace("{kind: noreft}", &format!("{{kind: {keys}}}")));
+    for (keys, key) in [
+        ("ablation, rank: 4", "rank"),
+        ("abliteration, rank: 4", "rank"),
+        ("mean-difference, coefficients: [1], steps: 9", "steps"),
+        ("subspace-ablation, rank: 4, batch: 2", "batch"),
+        ("transferred, source: a/b, of: ablation, learning_rate: 0.1", "learning_rate"),
+    ] {
+        let error = row(keys).unwrap_err().to_string();
+        let expected = format!("suite.attacks.0.{key}: this kind of attack trains nothing and has no use for it");
+        assert!(error.contains(&expected), "{keys}: {error}");
+    }
+    for trained in ["subspace-ablation, rank: 4", "lora, rank: 4, steps: 9", "random, rank: 4, steps: 9, batch: 2"] {
+        assert!(row(trained).is_ok(), "{trained}");
+    }
+    assert!(row("transferred, source: a/b, of: noreft, rank: 4, learning_rate: 0.1").is_ok());
 }
 
 #[test]

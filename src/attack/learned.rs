@@ -188,8 +188,7 @@ pub fn fit_together(
     wanted: Vec<(f64, &mut Stream)>,
 ) -> Result<Vec<Found>> {
     let Given { opening, start } = given;
-    let of_opening = |p: &&Pair| opening.is_none_or(|name| p.opening.as_deref() == Some(name));
-    let chosen: Vec<&Pair> = data.pairs.iter().filter(of_opening).take(settings.pairs).collect();
+    let chosen: Vec<&Pair> = data.chosen(opening, settings.pairs).collect();
     if data.pairs.is_empty() {
         let problem =
             "expected hazards with a `target`, an answer that complies, in the split that attackers train on, got none";

@@ -42,6 +42,14 @@ pub struct AttackData {
     pub pad: u32,
 }
 
+impl AttackData {
+    /// The pairs that an attack is fitted on: the first `most` of those whose answer has this opening, or of all.
+    pub fn chosen<'a>(&'a self, opening: Option<&'a str>, most: usize) -> impl Iterator<Item = &'a Pair> {
+        let has = move |pair: &&Pair| opening.is_none_or(|name| pair.opening.as_deref() == Some(name));
+        self.pairs.iter().filter(has).take(most)
+    }
+}
+
 /// An intervention that an attack found, and what finding it took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {

@@ -54,13 +54,14 @@ impl<'a> Prefix<'a> {
         self.prompts.len()
     }
 
-    /// Mean Euclidean norm of the inputs of block `layer`, over all tokens of all pairs.
+    /// Mean Euclidean norm of the inputs of block `layer`, over all tokens of all pairs but each one's first, whose activations dwarf all
+    /// others in many models.
     ///
     /// # Errors
     /// When a copy from the device fails.
     pub fn mean_norm(&self) -> Result<f64> {
         let norms = self.inputs.to_dtype(DType::F32)?.sqr()?.sum(2)?.sqrt()?.to_vec2::<f32>()?;
-        let tokens = norms.iter().zip(&self.pads).flat_map(|(row, pad)| &row[*pad..]);
+        let tokens = norms.iter().zip(&self.pads).flat_map(|(row, pad)| &row[(*pad + 1).min(row.len() - 1)..]);
         let (sum, count) = tokens.fold((0.0, 0_usize), |(sum, count), norm| (sum + f64::from(*norm), count + 1));
         Ok(sum / count.max(1) as f64)
     }

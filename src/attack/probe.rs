@@ -12,6 +12,8 @@ pub(super) struct Probe {
     /// The head.
     pub head: usize,
     accuracy: f64,
+    /// Distance of the classes' means along the difference, in spreads within a class: of heads that part all rows, which does so by most.
+    margin: f64,
     /// The unit difference, times the spread of both classes along it.
     pub shift: Vec<f32>,
 }
@@ -23,7 +25,7 @@ pub(super) fn ranked(classes: &[Classes], n_heads: usize) -> Vec<Probe> {
         .enumerate()
         .flat_map(|(block, classes)| (0..n_heads).filter_map(move |head| probe(classes, block, head, n_heads)))
         .collect();
-    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy));
+    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy).then(b.margin.total_cmp(&a.margin)));
     probes
 }
 
@@ -61,8 +63,40 @@ fn probe(classes: &Classes, block: usize, head: usize, n_heads: usize) -> Option
         + harmless.iter().filter(|row| along(row) <= threshold).count();
     let all = hazard.len() + harmless.len();
     let values: Vec<f64> = hazard.iter().chain(&harmless).map(|row| along(row)).collect();
-    let centre = values.iter().sum::<f64>() / all.max(1) as f64;
+    let centre = centre_of(&values);
     let spread = (values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / all.max(1) as f64).sqrt();
     let shift = unit.iter().map(|v| (v * spread) as f32).collect();
-    Some(Probe { block, head, accuracy: right as f64 / all.max(1) as f64, shift })
+    // All of the spread is that within the classes and what lies between their means.
+    let apart = centre_of(&values[..hazard.len()]) - centre_of(&values[hazard.len()..]);
+    let share = (hazard.len() * harmless.len()) as f64 / (all * all).max(1) as f64;
+    let within = (spread.powi(2) - share * apart.powi(2)).max(0.0).sqrt();
+    let margin = apart / within.max(f64::MIN_POSITIVE);
+    Some(Probe { block, head, accuracy: right as f64 / all.max(1) as f64, margin, shift })
+}
+
+fn centre_of(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Point, Site};
+
+    #[test]
+    fn of_heads_that_part_all_rows_the_one_that_parts_them_by_most_comes_first() {
+        // Two heads of one number each: of either block the second head is noise, the later block's first parts by five times as much.
+        let block = |apart: f32| {
+            let rows = |class: f32| -> Vec<f32> {
+                (0..8)
+                    .flat_map(|row| [class * apart + (row % 4) as f32 * 0.1, if row % 3 == 0 { 1.0 } else { -1.0 }])
+                    .collect()
+            };
+            Classes { site: Site::new(0, Point::Z), width: 2, hazard: rows(1.0), harmless: rows(-1.0) }
+        };
+        let ranked = ranked(&[block(1.0), block(5.0)], 2);
+        let places: Vec<_> = ranked.iter().map(|probe| (probe.block, probe.head)).collect();
+        assert_eq!(places[..2], [(1, 0), (0, 0)], "{places:?}");
+        assert!(ranked[0].accuracy == 1.0 && ranked[1].accuracy == 1.0 && ranked[0].margin > 4.0 * ranked[1].margin);
+    }
 }

@@ -283,6 +283,21 @@ impl AttackSpec {
         }
     }
 
+    /// Settings of a training that are not at their defaults, of an attack that trains nothing and has no use for them.
+    #[must_use]
+    pub fn without_use(&self) -> Vec<&'static str> {
+        if self.form().is_some() || matches!(self.kind, AttackKind::Lora | AttackKind::Random) {
+            return vec![];
+        }
+        let given = [
+            ("rank", self.rank != two() && self.kind != AttackKind::SubspaceAblation),
+            ("steps", self.steps.is_some()),
+            ("batch", self.batch != ten()),
+            ("learning_rate", self.learning_rate.to_bits() != paper_rate().to_bits()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key).collect()
+    }
+
     /// Whether its rows inform and can neither hold nor break a gate: what no hardening can prevent, or what is no attack.
     #[must_use]
     pub fn is_ungated(&self) -> bool {

@@ -50,7 +50,7 @@ Examples:
   immunise attack ./Llama --suite quick --block 12
   immunise attack ./Llama-immunised --base ./Llama --import control.gguf,scale=-1.5
   immunise attack ./Llama-immunised --base ./Llama --import ./reft,positions=prompt
-  immunise attack ./Llama-immunised --base ./Llama --suite immunisation/recipe.yaml --only 'noreft r2 p80'")]
+  immunise attack hardened --base Llama --suite hardened/immunisation/recipe.yaml --only ablation")]
 pub struct Args {
     /// The model: a folder, `ORG/NAME@REVISION` or `builtin:tiny-chat`.
     model: String,

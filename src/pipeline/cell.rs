@@ -47,6 +47,9 @@ pub struct Fitted {
     pub edit: Edit,
     /// Sequences run forward and backward.
     pub gradient_evaluations: u64,
+    /// Pairs that it was fitted on, where a search chose: those of one opening may be fewer than asked for.
+    #[serde(default)]
+    pub pairs: Option<u64>,
     /// Mean norm of the change relative to the residual stream's at the last prompt token, where it is at one block.
     pub relative_norm: Option<f64>,
     /// What was chosen among what, for the reader.
@@ -396,6 +399,7 @@ pub(super) fn found(edit: Edit, gradient_evaluations: u64) -> Fitted {
     Fitted {
         edit,
         gradient_evaluations,
+        pairs: None,
         relative_norm: None,
         choice: String::new(),
         at_edge: false,

@@ -44,25 +44,27 @@ impl Range<'_, '_> {
                 }
             }
         }
-        let mut tried: Vec<(Candidate, String)> = vec![];
+        let pairs = |opening| self.bench.attack.chosen(opening, cell.spec.pairs).count() as u64;
+        let mut tried: Vec<((Candidate, String), u64)> = vec![];
         if let Some(edit) = start {
             // Nothing keeps an attacker from what was fitted on the base, as it is.
             let key =
                 self.bench.key(&format!("search/{}/{OF_BASE}", place(cell, Side::Hardened)), &(subject.identity, edit));
             let as_it_is = self.units.cached(&key, || self.candidate(cell, subject, edit.clone(), 0))?;
-            tried.push((as_it_is, OF_BASE.into()));
+            tried.push(((as_it_is, OF_BASE.into()), pairs(None)));
         }
         for group in &groups {
-            tried.extend(self.candidates(cell, form, subject, group)?);
-            if tried.iter().any(|(one, _)| one.counts.n > 0 && one.counts.successes == one.counts.n) {
+            let of_group = pairs(group.given.opening);
+            tried.extend(self.candidates(cell, form, subject, group)?.into_iter().map(|one| (one, of_group)));
+            if tried.iter().any(|((one, _), _)| one.counts.n > 0 && one.counts.successes == one.counts.n) {
                 break;
             }
         }
         let count = tried.len() - usize::from(start.is_some());
-        let evaluations = tried.iter().map(|(one, _)| one.gradient_evaluations).sum();
+        let evaluations = tried.iter().map(|((one, _), _)| one.gradient_evaluations).sum();
         // The first of the best.
-        let best = tried.into_iter().rev().max_by_key(|(one, _)| order(&one.counts));
-        let (best, choice) =
+        let best = tried.into_iter().rev().max_by_key(|((one, _), _)| order(&one.counts));
+        let ((best, choice), pairs) =
             best.ok_or_else(|| Error::input(&cell.name, "expected a search of one setting at least"))?;
         let search = format!(
             "{} step sizes x {} starts x {} openings x {} seeds, {count} of {} fitted{}, chosen on {} validation prompts",
@@ -74,7 +76,7 @@ impl Range<'_, '_> {
             if start.is_some() { " beside that of the base" } else { "" },
             best.counts.n
         );
-        Ok(Fitted { choice, search, ..found(best.edit, evaluations) })
+        Ok(Fitted { choice, search, pairs: Some(pairs), ..found(best.edit, evaluations) })
     }
 
     /// Every setting of a group with how it did, in the group's order, and in words.

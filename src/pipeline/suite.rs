@@ -64,7 +64,7 @@ impl Grid {
     pub fn new(suite: &Suite, n_layers: usize) -> Result<Self> {
         let mut grid = Self { terms: Terms::of(suite), ..Self::default() };
         let mut names: Vec<(String, Positions)> = vec![];
-        let wants_random = suite.attacks.iter().any(|spec| spec.kind == AttackKind::Random);
+        let sizes = RandomSizes::of(suite, n_layers)?;
         for (row, spec) in suite.attacks.iter().enumerate() {
             let blocks = spec.layers.resolve(n_layers, &format!("suite.attacks.{row}.layers"))?;
             let places: Vec<Vec<usize>> =
@@ -100,11 +100,11 @@ impl Grid {
                             grid.controls.push(without_edit(&cell));
                             grid.attacks.push(cell);
                         }
-                        // The `random` row itself is the control of an attack of its settings.
-                        (AttackKind::Noreft, _) if !spec.joint && of_one_size(suite, spec) => grid.attacks.push(cell),
+                        // The `random` row itself is the control of an attack of its settings and block.
+                        (AttackKind::Noreft, _) if !spec.joint && sizes.has(spec, &place) => grid.attacks.push(cell),
                         _ => {
                             let always = matches!(method, Method::Given | Method::Weights);
-                            if (wants_random || always) && cell.seed == 0 {
+                            if (sizes.any() || always) && cell.seed == 0 {
                                 grid.controls.push(like(&cell));
                             }
                             grid.attacks.push(cell);
@@ -248,13 +248,37 @@ impl Grid {
     }
 }
 
-/// Whether the suite has a `random` row of the size of a learned edit of these settings, or none at all.
-fn of_one_size(suite: &Suite, spec: &AttackSpec) -> bool {
-    let size = |spec: &AttackSpec| {
+/// The `random` rows of a suite: with which settings a learned edit's size is taken, and at which blocks.
+struct RandomSizes(Vec<(Size, Vec<usize>)>);
+
+/// What the size of a learned edit depends on.
+type Size = (usize, usize, usize, usize, u64, Positions);
+
+impl RandomSizes {
+    fn of(suite: &Suite, n_layers: usize) -> Result<Self> {
+        let rows = suite.attacks.iter().enumerate().filter(|(_, spec)| spec.kind == AttackKind::Random);
+        let size = |(row, spec): (usize, &AttackSpec)| {
+            Ok((Self::size(spec), spec.layers.resolve(n_layers, &format!("suite.attacks.{row}.layers"))?))
+        };
+        Ok(Self(rows.map(size).collect::<Result<_>>()?))
+    }
+
+    fn size(spec: &AttackSpec) -> Size {
         (spec.rank, spec.pairs, steps(spec), spec.batch, spec.learning_rate.to_bits(), spec.positions)
-    };
-    let mut controls = suite.attacks.iter().filter(|other| other.kind == AttackKind::Random).peekable();
-    controls.peek().is_none() || controls.any(|control| size(control) == size(spec))
+    }
+
+    /// Whether the suite asks for random edits.
+    fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Whether one of these rows is the control of a learned edit of these settings at `place`, or none is asked for.
+    fn has(&self, spec: &AttackSpec, place: &[usize]) -> bool {
+        let here = |(size, blocks): &(Size, Vec<usize>)| {
+            *size == Self::size(spec) && place.iter().all(|block| blocks.contains(block))
+        };
+        !self.any() || self.0.iter().any(here)
+    }
 }
 
 /// The control of the recipe's `random` row: the size of a learned edit of the same settings.
@@ -417,6 +441,8 @@ fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         AttackKind::Identity | AttackKind::Random | AttackKind::Imported => 0,
         _ => spec.pairs.min(bench.attack.pairs.len()),
     };
+    // The fewest of the repetitions, each of which may have chosen another opening.
+    let searched = group.iter().filter_map(|measured| measured.fitted.pairs).min();
     // A control is placed as its attack is.
     let placed = first.cell.control_of.as_ref().map_or(spec, |attack| &attack.spec);
     let weights = first.fitted.weights.as_ref();
@@ -438,7 +464,7 @@ fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
         ungated: weights.is_some_and(Reweighting::is_out_of_scope),
         seeds: group.len() as u64,
         budget: Budget {
-            pairs: pairs as u64,
+            pairs: searched.unwrap_or(pairs as u64),
             steps: if learned { steps(spec) as u64 } else { 0 },
             rank: match (spec.kind, spec.kind.method()) {
                 (AttackKind::Random | AttackKind::SubspaceAblation | AttackKind::Lora, _) => spec.rank as u64,
@@ -571,6 +597,15 @@ mod tests {
         assert_eq!(names, expected);
         let without = Grid::new(&self::suite("attacks: [{kind: noreft, rank: 8}]"), 1).unwrap();
         assert!(without.controls.is_empty(), "none is asked for");
+    }
+
+    #[test]
+    fn a_block_that_no_random_row_names_has_a_control_of_its_own() {
+        let grid = Grid::new(&suite("attacks: [{kind: noreft}, {kind: random, layers: [0, 2]}]"), 3).unwrap();
+        let places: Vec<(&str, &[usize])> =
+            grid.controls.iter().map(|cell| (cell.name.as_str(), cell.layers.as_slice())).collect();
+        let (row, own) = ("random r2 p80", "random like noreft r2 p80");
+        assert_eq!(places, [(own, &[1][..]), (row, &[0]), (row, &[2])]);
     }
 
     #[test]

@@ -133,8 +133,10 @@ fn strengths(cell: &Cell, of: AttackKind) -> Vec<(usize, f64)> {
         (AttackKind::MeanDifference, given) => of_either_sign(given),
         (AttackKind::Ablation, _) | (_, []) => vec![(1, 1.0)],
         (_, given) => {
+            // Upwards from none, on either side: the weakest of a ladder comes first.
             let mut given = given.to_vec();
             upwards(&mut given);
+            given.sort_by(|a, b| a.abs().total_cmp(&b.abs()));
             given.into_iter().map(|strength| (usize::from(strength > 0.0), strength)).collect()
         }
     }

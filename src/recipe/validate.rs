@@ -310,7 +310,9 @@ fn read_attack(at: String, value: &Value, problems: &mut Problems) -> Option<Att
     // Whatever the kind, the other keys are the same, so an unknown kind does not stop their check.
     let mut given = vec![("kind", Value::from(kind.as_deref().unwrap_or("identity")))];
     let known = kind.as_deref().and_then(|kind| serde_json::from_value::<AttackKind>(kind.into()).ok());
-    if let Some(knowledge) = known.map(AttackKind::knowledge).filter(|_| !section.has("knowledge")) {
+    let of_kind =
+        |kind: AttackKind| if matches!(search, Some(Some(_))) { &[Knowledge::Adaptive][..] } else { kind.knowledge() };
+    if let Some(knowledge) = known.map(of_kind).filter(|_| !section.has("knowledge")) {
         given.push(("knowledge", serde_json::to_value(knowledge).ok()?));
     }
     given.push(("layers", serde_json::to_value(layers.clone().flatten().unwrap_or_default()).ok()?));
@@ -458,6 +460,9 @@ impl Checked for AttackSpec {
         }
         self.check_weights(at, problems);
         self.check_transfer(at, problems);
+        for key in self.without_use() {
+            problems.add(join(at, key), "this kind of attack trains nothing and has no use for it");
+        }
         let learned = matches!(self.kind.method(), Method::Learned(_));
         let transport = self.kind == AttackKind::OptimalTransport;
         if self.joint && !learned && !transport {
@@ -472,6 +477,9 @@ impl Checked for AttackSpec {
             let at = join(at, "search");
             if !learned {
                 problems.add(&at, "only learned edits are searched");
+            }
+            if self.knowledge.contains(&Knowledge::Frozen) {
+                problems.add(&at, "only the hardened model is searched; expected `knowledge: [adaptive]`");
             }
             rates(&at, "learning_rates", &search.learning_rates, problems);
             problems.count(&at, "seeds", search.seeds, 1, MAX_COUNT);
