@@ -98,13 +98,13 @@ impl Abliteration {
             decoder.clone()
         } else {
             let table = decoder.embedding().tensor()?;
-            decoder.with_embedding(taken.from_rows(&table, self.embedding)?)
+            decoder.with_embedding(taken.strip_rows(&table, self.embedding)?)
         };
         embedded.map_blocks(|layer, block| {
             let mut changed = block.clone();
             for (module, kernel) in [(Module::O, &self.attention), (Module::Down, &self.mlp)] {
                 let weight = kernel.weight(layer, n_layers);
-                changed = changed.with_map(module, taken.from_map(block.map(module), weight)?);
+                changed = changed.with_map(module, taken.strip_map(block.map(module), weight)?);
             }
             Ok(changed)
         })
@@ -119,7 +119,7 @@ struct Taken {
 
 impl Taken {
     /// `map` whose outputs lack `weight` of it.
-    fn from_map(&self, map: &Linear, weight: f64) -> Result<Linear> {
+    fn strip_map(&self, map: &Linear, weight: f64) -> Result<Linear> {
         let a = self.row.matmul(&map.weight().tensor()?.detach().to_dtype(DType::F32)?)?;
         // As a change of rank one, which weights left in their files take too.
         let change = LowRank { a, b: self.along.t()?.contiguous()?, scale: -weight };
@@ -127,14 +127,14 @@ impl Taken {
         Ok(match map.bias() {
             None => merged,
             Some(bias) => {
-                let bias = self.from_rows(&bias.reshape((1, ()))?, weight)?.flatten_all()?;
+                let bias = self.strip_rows(&bias.reshape((1, ()))?, weight)?.flatten_all()?;
                 Linear::new(merged.weight().clone(), Some(bias))
             }
         })
     }
 
     /// `rows` `[n, d_model]` that lack `weight` of it.
-    fn from_rows(&self, rows: &Tensor, weight: f64) -> Result<Tensor> {
+    fn strip_rows(&self, rows: &Tensor, weight: f64) -> Result<Tensor> {
         let wide = rows.detach().to_dtype(DType::F32)?;
         let part = (wide.matmul(&self.row.t()?)? * weight)?;
         Ok((wide - part.matmul(&self.along)?)?.to_dtype(rows.dtype())?)
