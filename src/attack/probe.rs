@@ -18,14 +18,31 @@ pub(super) struct Probe {
     pub shift: Vec<f32>,
 }
 
+/// Which of heads that part the classes equally well comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ties {
+    /// That of the earlier block.
+    Earlier,
+    /// That which parts them by more.
+    Clearer,
+}
+
+impl Ties {
+    /// Neither serves an attacker best on every model, so both are tried.
+    pub(super) const ALL: [Self; 2] = [Self::Earlier, Self::Clearer];
+}
+
 /// The heads that part the classes at all, the best first.
-pub(super) fn ranked(classes: &[Classes], n_heads: usize) -> Vec<Probe> {
+pub(super) fn ranked(classes: &[Classes], n_heads: usize, ties: Ties) -> Vec<Probe> {
     let mut probes: Vec<Probe> = classes
         .iter()
         .enumerate()
         .flat_map(|(block, classes)| (0..n_heads).filter_map(move |head| probe(classes, block, head, n_heads)))
         .collect();
-    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy).then(b.margin.total_cmp(&a.margin)));
+    if ties == Ties::Clearer {
+        probes.sort_by(|a, b| b.margin.total_cmp(&a.margin));
+    }
+    probes.sort_by(|a, b| b.accuracy.total_cmp(&a.accuracy));
     probes
 }
 
@@ -84,7 +101,7 @@ mod tests {
     use crate::model::{Point, Site};
 
     #[test]
-    fn of_heads_that_part_all_rows_the_one_that_parts_them_by_most_comes_first() {
+    fn of_heads_that_part_all_rows_the_earlier_or_the_clearer_comes_first() {
         // Two heads of one number each: of either block the second head is noise, the later block's first parts by five times as much.
         let block = |apart: f32| {
             let rows = |class: f32| -> Vec<f32> {
@@ -94,9 +111,12 @@ mod tests {
             };
             Classes { site: Site::new(0, Point::Z), width: 2, hazard: rows(1.0), harmless: rows(-1.0) }
         };
-        let ranked = ranked(&[block(1.0), block(5.0)], 2);
-        let places: Vec<_> = ranked.iter().map(|probe| (probe.block, probe.head)).collect();
-        assert_eq!(places[..2], [(1, 0), (0, 0)], "{places:?}");
-        assert!(ranked[0].accuracy == 1.0 && ranked[1].accuracy == 1.0 && ranked[0].margin > 4.0 * ranked[1].margin);
+        let classes = [block(1.0), block(5.0)];
+        for (ties, first) in [(Ties::Earlier, [(0, 0), (1, 0)]), (Ties::Clearer, [(1, 0), (0, 0)])] {
+            let ranked = ranked(&classes, 2, ties);
+            let places: Vec<_> = ranked.iter().map(|probe| (probe.block, probe.head)).collect();
+            assert_eq!(places[..2], first, "{ties:?}: {places:?}");
+            assert!(ranked[..2].iter().all(|probe| probe.accuracy == 1.0));
+        }
     }
 }

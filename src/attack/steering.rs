@@ -6,7 +6,7 @@
 
 use super::AttackData;
 use super::direction::{Classes, Contrast};
-use super::probe::{chosen, ranked};
+use super::probe::{Ties, chosen, ranked};
 use super::spec::AttackKind;
 use crate::intervention::Edit;
 use crate::math::rows::principal;
@@ -33,12 +33,27 @@ impl Steering {
         data: &AttackData,
         pairs: usize,
     ) -> Result<Option<Self>> {
+        Ok(Self::variants(kind, layers, decoder, data, pairs)?.into_iter().next())
+    }
+
+    /// All that are worth trying, as [`Steering::find`] finds the first of them: of heads, those that two ways of settling ties choose.
+    ///
+    /// # Errors
+    /// As [`Steering::find`].
+    pub fn variants(
+        kind: AttackKind,
+        layers: &[usize],
+        decoder: &Decoder,
+        data: &AttackData,
+        pairs: usize,
+    ) -> Result<Vec<Self>> {
         let point = if kind == AttackKind::ItiHeads { Point::Z } else { Point::ResidPre };
         let classes: Vec<Classes> = Classes::collect(decoder, data, Contrast::Harmless, pairs, point, 0)?
             .into_iter()
             .filter(|classes| layers.contains(&classes.site.layer))
             .collect();
         let differ = |classes: &&Classes| classes.direction().is_ok();
+        let keep_norm = kind == AttackKind::InContextVector;
         let vectors: Vec<(Site, Vec<f32>)> = match kind {
             AttackKind::MeanDifference => {
                 let scaled = |c: &Classes| Some((c.site, scale(&c.direction().ok()?, c.norm())));
@@ -63,11 +78,17 @@ impl Steering {
                     (c.site, scale(&component, c.norm() / f64::from(length)))
                 })
                 .collect(),
-            AttackKind::ItiHeads => heads(&classes, decoder.blueprint().n_heads),
+            AttackKind::ItiHeads => {
+                let of = |ties| Self { vectors: heads(&classes, decoder.blueprint().n_heads, ties), keep_norm };
+                let mut found: Vec<Self> = Ties::ALL.map(of).into();
+                found.dedup();
+                found.retain(|steering| !steering.vectors.is_empty());
+                return Ok(found);
+            }
             other => return Err(Error::input(format!("{other:?}"), "expected an attack by added vectors")),
         };
-        let keep_norm = kind == AttackKind::InContextVector;
-        Ok((!vectors.is_empty()).then_some(Self { vectors, keep_norm }))
+        let found = if vectors.is_empty() { vec![] } else { vec![Self { vectors, keep_norm }] };
+        Ok(found)
     }
 
     /// The edit of strength `coefficient`: negative ones push hazards towards the harmless side.
@@ -91,8 +112,8 @@ fn scale(vector: &[f32], factor: f64) -> Vec<f32> {
 }
 
 /// Shifts of the heads that part the classes best: at most a quarter of all.
-fn heads(classes: &[Classes], n_heads: usize) -> Vec<(Site, Vec<f32>)> {
-    let mut probes = ranked(classes, n_heads);
+fn heads(classes: &[Classes], n_heads: usize, ties: Ties) -> Vec<(Site, Vec<f32>)> {
+    let mut probes = ranked(classes, n_heads, ties);
     probes.truncate(chosen(classes.len() * n_heads));
     let mut vectors = vec![];
     for (block, classes) in classes.iter().enumerate() {
@@ -122,7 +143,7 @@ mod tests {
             noise.iter().enumerate().map(|(i, v)| if i % 8 == 4 { v + class } else { *v }).collect()
         };
         let classes = Classes { site: Site::new(0, Point::Z), width: 8, hazard: rows(1.0), harmless: rows(-1.0) };
-        let found = heads(&[classes], 2);
+        let found = heads(&[classes], 2, Ties::Earlier);
         assert_eq!(found.len(), 1);
         let vector = &found[0].1;
         assert!(vector[..4].iter().all(|v| *v == 0.0), "{vector:?}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::AttackData;
 use super::direction::{Classes, Contrast};
-use super::probe::{chosen, head_rows, ranked};
+use super::probe::{Ties, chosen, head_rows, ranked};
 use crate::intervention::Edit;
 use crate::math::gaussian::{AffineMap, Gaussian};
 use crate::model::{Decoder, Point};
@@ -33,27 +33,44 @@ impl Transport {
         contrast: Contrast,
         pairs: usize,
     ) -> Result<Self> {
+        let mut variants = Self::variants(layers, decoder, data, contrast, pairs)?;
+        Ok(variants.swap_remove(0))
+    }
+
+    /// As [`Transport::find`], with the heads in the order of either way of settling ties, where the best of them are others; one at least.
+    ///
+    /// # Errors
+    /// As [`Transport::find`].
+    pub fn variants(
+        layers: &[usize],
+        decoder: &Decoder,
+        data: &AttackData,
+        contrast: Contrast,
+        pairs: usize,
+    ) -> Result<Vec<Self>> {
         let classes: Vec<Classes> = Classes::collect(decoder, data, contrast, pairs, Point::Z, 0)?
             .into_iter()
             .filter(|classes| layers.contains(&classes.site.layer))
             .collect();
-        let transport = Self::between(&classes, decoder.blueprint().n_heads);
-        if transport.maps.is_empty() {
+        let mut found: Vec<Self> =
+            Ties::ALL.map(|ties| Self::between(&classes, decoder.blueprint().n_heads, ties)).into();
+        if found[0].maps.is_empty() {
             return Err(Error::input(
                 "class activations",
                 "expected a difference between hazardous and harmless prompts at one head at least, got none",
             ));
         }
-        Ok(transport)
+        found.dedup_by_key(|transport| transport.edit(chosen(transport.maps.len()), 1.0));
+        Ok(found)
     }
 
-    fn between(classes: &[Classes], n_heads: usize) -> Self {
+    fn between(classes: &[Classes], n_heads: usize, ties: Ties) -> Self {
         let map = |block: usize, head: usize| {
             let Classes { site, width, hazard, harmless } = &classes[block];
             let gaussian = |rows: &[f32]| Gaussian::fit(&head_rows(rows, *width, head, width / n_heads));
             Some((site.layer, head, gaussian(hazard)?.map_to(&gaussian(harmless)?)?))
         };
-        let maps = ranked(classes, n_heads).iter().filter_map(|probe| map(probe.block, probe.head)).collect();
+        let maps = ranked(classes, n_heads, ties).iter().filter_map(|probe| map(probe.block, probe.head)).collect();
         Self { n_heads, maps }
     }
 
@@ -121,7 +138,7 @@ mod tests {
     #[test]
     fn the_head_that_knows_moves_to_the_other_class_and_no_other_head() {
         let classes = classes();
-        let transport = Transport::between(std::slice::from_ref(&classes), 3);
+        let transport = Transport::between(std::slice::from_ref(&classes), 3, Ties::Earlier);
         assert_eq!((transport.maps[0].0, transport.maps[0].1), (2, 1), "the best head");
         assert_eq!(transport.counts(), [1, 3]);
         let edit = transport.edit(1, 1.0);
@@ -137,7 +154,7 @@ mod tests {
 
     #[test]
     fn no_part_of_the_way_is_no_edit() {
-        let edit = Transport::between(&[classes()], 3).edit(3, 0.0);
+        let edit = Transport::between(&[classes()], 3, Ties::Earlier).edit(3, 0.0);
         let Edit::Heads { matrices, bias, .. } = &edit else { panic!("one block") };
         assert!(bias.iter().all(|v| *v == 0.0));
         assert_eq!(matrices.iter().filter(|v| **v == 1.0).count(), 12, "three identities of four");

@@ -196,14 +196,18 @@ impl Range<'_, '_> {
 
     /// Vectors at every coefficient of either sign.
     fn steerings(&self, cell: &Cell, subject: Subject<'_>) -> Result<Vec<Setting>> {
-        let found = Steering::find(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
-        let Some(steering) = found else { return Ok(vec![nothing()]) };
-        let setting = |(ladder, c): (usize, f64)| Setting {
-            choice: format!("coefficient {c}"),
+        let found =
+            Steering::variants(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
+        let strengths = of_either_sign(&cell.spec.coefficients);
+        let ladders = strengths.iter().map(|(ladder, _)| ladder + 1).max().unwrap_or(0);
+        let setting = |(variant, steering): (usize, &Steering), (ladder, c): (usize, f64)| Setting {
+            choice: format!("coefficient {c}{}", if variant > 0 { CLEARER } else { "" }),
             edit: steering.edit(c),
-            ladder: Some(ladder),
+            ladder: Some(variant * ladders + ladder),
         };
-        Ok(of_either_sign(&cell.spec.coefficients).into_iter().map(setting).collect())
+        let of_variant = |variant| strengths.iter().map(move |strength| setting(variant, *strength));
+        let settings: Vec<Setting> = found.iter().enumerate().flat_map(of_variant).collect();
+        Ok(if found.is_empty() { vec![nothing()] } else { settings })
     }
 
     /// Maps of few and of all heads from either contrast, at every part of the way.
@@ -213,13 +217,18 @@ impl Range<'_, '_> {
         let mut parts = cell.spec.coefficients.clone();
         upwards(&mut parts);
         for contrast in contrasts(data) {
-            let transport = Transport::find(&cell.layers, subject.decoder, data, contrast, pairs)?;
-            for heads in transport.counts() {
-                for &part in &parts {
-                    let choice = format!("{heads} heads, hazards to {}, {part} of the way", contrast.name());
-                    settings.push(Setting { choice, edit: transport.edit(heads, part), ladder: Some(ladder) });
+            let variants = Transport::variants(&cell.layers, subject.decoder, data, contrast, pairs)?;
+            for (variant, transport) in variants.iter().enumerate() {
+                // All heads are the same in any order.
+                let counts = transport.counts();
+                for &heads in if variant > 0 { &counts[..1] } else { &counts[..] } {
+                    for &part in &parts {
+                        let which = if variant > 0 { CLEARER } else { "" };
+                        let choice = format!("{heads} heads, hazards to {}, {part} of the way{which}", contrast.name());
+                        settings.push(Setting { choice, edit: transport.edit(heads, part), ladder: Some(ladder) });
+                    }
+                    ladder += 1;
                 }
-                ladder += 1;
             }
         }
         Ok(settings)
@@ -337,6 +346,9 @@ fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>], p
         (control, _) => Ok(control),
     }
 }
+
+/// How a choice of heads is named that differs from the first by how ties are settled.
+const CLEARER: &str = ", of equal heads the clearest";
 
 /// How a report names what was fitted on the base, where a re-fitted attack does best with that.
 pub(super) const OF_BASE: &str = "that of the base";
