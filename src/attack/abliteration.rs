@@ -251,7 +251,7 @@ mod tests {
         let basis = unit(Stream::new(4, "direction").gaussian(16, 1.0));
         let control = Abliteration::whole(basis.clone()).randomised(&mut Stream::new(5, "control"));
         let into = control.along.clone().unwrap();
-        let edit = Edit::Redirect { basis, into, rank: 1, layers: vec![] };
+        let edit = Edit::Redirect { basis, into, rank: 1, layers: vec![], others: vec![] };
         let in_weights = logits(&control.apply(&decoder).unwrap(), None);
         let in_stream = logits(&decoder, Some(&edit));
         assert!(distance(&in_weights, &in_stream) < 1e-4, "{}", distance(&in_weights, &in_stream));

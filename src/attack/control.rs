@@ -46,16 +46,33 @@ pub fn random_like(edit: &Edit, stream: &mut Stream) -> Result<Edit> {
         }
         Edit::Ablate { basis, rank, layers } => {
             let into = random_basis(basis.len(), *rank, stream);
-            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers: layers.clone() }
+            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers: layers.clone(), others: vec![] }
         }
-        Edit::Redirect { basis, rank, layers, .. } => {
+        Edit::Redirect { basis, rank, layers, others, .. } => {
             let into = random_basis(basis.len(), *rank, stream);
-            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers: layers.clone() }
+            let (layers, others) = (layers.clone(), others.clone());
+            Edit::Redirect { basis: basis.clone(), into, rank: *rank, layers, others }
         }
         Edit::Several { edits } => {
-            Edit::Several { edits: edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()? }
+            let mut edits: Vec<Edit> = edits.iter().map(|edit| random_like(edit, stream)).collect::<Result<_>>()?;
+            // One direction at every block is one projection: what the first part moves, the next must not move again.
+            let all: Vec<usize> = edits.iter().flat_map(redirected).copied().collect();
+            for edit in &mut edits {
+                if let Edit::Redirect { others, .. } = edit {
+                    others.clone_from(&all);
+                }
+            }
+            Edit::Several { edits }
         }
     })
+}
+
+/// The blocks that a redirection names.
+fn redirected(edit: &Edit) -> &[usize] {
+    match edit {
+        Edit::Redirect { layers, .. } => layers,
+        _ => &[],
+    }
 }
 
 /// `a ↦ a + Q((A − I)a + b)` for a random rotation `Q`: a map whose parts cancel at most activations still does.
@@ -191,5 +208,18 @@ mod tests {
                 assert!((norm(a) / norm(b) - 1.0).abs() < 1e-3 && a != b, "{a:?} {b:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_control_of_projections_block_by_block_moves_the_stream_once() {
+        let mut stream = Stream::new(7, "projections");
+        let basis = random_basis(8, 1, &mut stream);
+        let at = |layer| Edit::Ablate { basis: basis.clone(), rank: 1, layers: vec![layer] };
+        let apart = random_like(&Edit::Several { edits: vec![at(1), at(2), at(4)] }, &mut stream).unwrap();
+        let placed = apart.place(&Device::Cpu).unwrap();
+        let moved = |layer, point| placed.acts_at(Site::new(layer, point));
+        assert!(moved(1, Point::ResidPre) && moved(4, Point::ResidPre), "what came in before, and between");
+        assert!(!moved(2, Point::ResidPre) && moved(2, Point::AttnOut) && moved(2, Point::MlpOut));
+        assert!(!moved(3, Point::ResidPre) && !moved(3, Point::MlpOut));
     }
 }

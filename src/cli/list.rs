@@ -45,7 +45,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         What::Families => families::names().map(|name| (name.to_owned(), String::new())).collect(),
         What::Attacks => documented::<AttackKind>(),
         What::Defences => documented::<Stage>(),
-        What::Judges => JUDGES.iter().map(|(name, _)| ((*name).to_owned(), String::new())).collect(),
+        What::Judges => JUDGES.iter().map(|(name, about, _)| ((*name).to_owned(), (*about).to_owned())).collect(),
         What::Recipes => commented(&EMBEDDED),
         What::Suites => commented(&SUITES),
         What::Tasks => documented::<Task>(),

@@ -81,6 +81,9 @@ pub enum Edit {
         /// Blocks; empty: all.
         #[serde(default)]
         layers: Vec<usize>,
+        /// Blocks of other parts of the same edit, behind which the stream isn't moved again either.
+        #[serde(default)]
+        others: Vec<usize>,
     },
     /// Several edits at once, applied in their order.
     Several {
@@ -147,6 +150,8 @@ pub enum Placed {
         into: Tensor,
         /// Blocks; empty: all.
         layers: Vec<usize>,
+        /// Blocks of other parts.
+        others: Vec<usize>,
     },
     /// See [`Edit::Several`].
     Several(Vec<Placed>),
@@ -213,9 +218,9 @@ impl Edit {
             Self::Ablate { basis, rank, layers } => {
                 Placed::Ablate { basis: matrix(basis, *rank)?, layers: layers.clone() }
             }
-            Self::Redirect { basis, into, rank, layers } => {
+            Self::Redirect { basis, into, rank, layers, others } => {
                 let (basis, into) = (matrix(basis, *rank)?, matrix(into, *rank)?);
-                Placed::Redirect { basis, into, layers: layers.clone() }
+                Placed::Redirect { basis, into, layers: layers.clone(), others: others.clone() }
             }
             Self::Several { edits } => {
                 Placed::Several(edits.iter().map(|edit| edit.place(device)).collect::<Result<_>>()?)
@@ -254,11 +259,12 @@ impl Placed {
             Self::Ablate { basis, layers } => {
                 Edit::Ablate { basis: host_values(basis)?, rank: basis.dim(0)?, layers: layers.clone() }
             }
-            Self::Redirect { basis, into, layers } => Edit::Redirect {
+            Self::Redirect { basis, into, layers, others } => Edit::Redirect {
                 basis: host_values(basis)?,
                 into: host_values(into)?,
                 rank: basis.dim(0)?,
                 layers: layers.clone(),
+                others: others.clone(),
             },
             Self::Several(edits) => Edit::Several { edits: edits.iter().map(Self::edit).collect::<Result<_>>()? },
         })
@@ -354,8 +360,9 @@ impl Intervention for Placed {
             Self::Ablate { layers, .. } => {
                 matches!(site.point, Point::ResidPre | Point::AttnOut | Point::MlpOut) && is_of(layers, site.layer)
             }
-            Self::Redirect { layers, .. } => {
-                let follows = site.layer.checked_sub(1).is_some_and(|before| is_of(layers, before));
+            Self::Redirect { layers, others, .. } => {
+                let moved = |before| is_of(layers, before) || others.contains(&before);
+                let follows = site.layer.checked_sub(1).is_some_and(moved);
                 let written = matches!(site.point, Point::AttnOut | Point::MlpOut);
                 is_of(layers, site.layer) && (written || site.point == Point::ResidPre && !follows)
             }
@@ -424,7 +431,7 @@ mod tests {
     #[test]
     fn a_redirection_meets_the_stream_once_and_everything_written_after() {
         let (basis, into) = (vec![1.0, 0.0, 0.0], vec![0.0, 0.6, 0.8]);
-        let at = |layers| Edit::Redirect { basis: basis.clone(), into: into.clone(), rank: 1, layers };
+        let at = |layers| Edit::Redirect { basis: basis.clone(), into: into.clone(), rank: 1, layers, others: vec![] };
         let acts = |layers, layer, point| at(layers).place(&Device::Cpu).unwrap().acts_at(Site::new(layer, point));
         assert!(acts(vec![], 0, Point::ResidPre) && !acts(vec![], 1, Point::ResidPre));
         assert!(acts(vec![], 1, Point::AttnOut) && acts(vec![2, 3], 3, Point::MlpOut));

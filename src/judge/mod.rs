@@ -73,9 +73,11 @@ impl Judge for Composite {
 /// Makes one judge; what the registry holds.
 type Make = fn() -> Box<dyn Judge>;
 
-/// Every judge, by the name that reports know it under; rates are the first one's.
-pub const JUDGES: &[(&str, Make)] =
-    &[("composite", || Box::new(Composite)), ("refusal-text", || Box::new(RefusalText))];
+/// Every judge, by the name that reports know it under, with what it says; rates are the first one's.
+pub const JUDGES: &[(&str, &str, Make)] = &[
+    ("composite", "Refused, on topic, degenerate: tables of patterns over the answer.", || Box::new(Composite)),
+    ("refusal-text", "Refused alone, by the same tables.", || Box::new(RefusalText)),
+];
 
 #[cfg(test)]
 mod tests {
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn every_registered_judge_answers_to_its_name() {
-        for (name, make) in JUDGES {
+        for (name, _, make) in JUDGES {
             assert_eq!(make().name(), *name);
         }
     }

@@ -255,7 +255,7 @@ fn undecidable(task: &TaskSpec, data: &PromptSet) -> Option<String> {
     let unchanged = Pairs { both: items as u64, ..Pairs::default() }.difference();
     (-unchanged.low > bound).then(|| {
         format!(
-            "`{name}` has {items} items: with all of them right on both models the 95% interval of the change still reaches {:.1} points, \
+            "`{name}` has {items} items: with nothing changed the 95% interval of the change still reaches {:.1} points, \
              and {:.1} are allowed",
             -unchanged.low * 100.0,
             bound * 100.0
