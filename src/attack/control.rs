@@ -170,22 +170,26 @@ mod tests {
         }
     }
 
+    /// At `site`, every `size` numbers of the rows `x` `[tokens, 8]` are moved by both edits as far, and elsewhere.
+    #[track_caller]
+    fn assert_as_far(edits: [&Edit; 2], site: Site, size: usize, x: Vec<f32>) {
+        let x = Tensor::from_vec(x.clone(), (1, x.len() / 8, 8), &Device::Cpu).unwrap();
+        let [by_edit, by_control] = edits.map(|edit| -> Vec<f32> {
+            let after = edit.place(&Device::Cpu).unwrap().apply(site, &x).unwrap();
+            (after - &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        });
+        for (a, b) in by_edit.chunks_exact(size).zip(by_control.chunks_exact(size)) {
+            assert!((norm(a) / norm(b) - 1.0).abs() < 1e-3 && a != b, "{a:?} {b:?}");
+        }
+    }
+
     #[test]
     fn a_control_of_heads_moves_every_activation_as_far() {
         let mut stream = Stream::new(5, "heads");
         let edit =
             Edit::Heads { layer: 0, matrices: stream.gaussian(2 * 16, 1.0), bias: stream.gaussian(8, 3.0), heads: 2 };
         let control = random_like(&edit, &mut stream).unwrap();
-        let site = Site::new(0, Point::Z);
-        let x = Tensor::from_vec(stream.gaussian(6 * 8, 2.0), (1, 6, 8), &Device::Cpu).unwrap();
-        let moved = |edit: &Edit| -> Vec<f32> {
-            let after = edit.place(&Device::Cpu).unwrap().apply(site, &x).unwrap();
-            (after - &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-        };
-        let (by_edit, by_control) = (moved(&edit), moved(&control));
-        for (a, b) in by_edit.chunks_exact(4).zip(by_control.chunks_exact(4)) {
-            assert!((norm(a) / norm(b) - 1.0).abs() < 1e-4 && a != b, "{a:?} {b:?}");
-        }
+        assert_as_far([&edit, &control], Site::new(0, Point::Z), 4, stream.gaussian(6 * 8, 2.0));
     }
 
     #[test]
@@ -198,15 +202,7 @@ mod tests {
             let Edit::Ablate { basis, .. } = &edit else { unreachable!() };
             let rows = (0..5).flat_map(|row| (0..8).map(move |i| (row, i)));
             let x: Vec<f32> = rows.map(|(row, i)| 4.0 * row as f32 * basis[i] + 0.1 * i as f32).collect();
-            let x = Tensor::from_vec(x, (1, 5, 8), &Device::Cpu).unwrap();
-            let moved = |edit: &Edit| -> Vec<f32> {
-                let after = edit.place(&Device::Cpu).unwrap().apply(Site::new(0, Point::ResidPre), &x).unwrap();
-                (after - &x).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-            };
-            let (by_edit, by_control) = (moved(&edit), moved(&control));
-            for (a, b) in by_edit.chunks_exact(8).zip(by_control.chunks_exact(8)) {
-                assert!((norm(a) / norm(b) - 1.0).abs() < 1e-3 && a != b, "{a:?} {b:?}");
-            }
+            assert_as_far([&edit, &control], Site::new(0, Point::ResidPre), 8, x);
         }
     }
 
