@@ -163,3 +163,24 @@ impl Intervention for Stacked<'_> {
         self.0.iter().any(|(_, edit)| edit.acts_at(site))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::{random_decoder, tiny};
+    use crate::math::seed::Stream;
+
+    #[test]
+    fn the_mean_norm_leaves_out_each_pairs_first_token() {
+        let decoder = random_decoder(tiny(), 0.4, Stream::new(1, "norm"));
+        let norm = |first: u32, second: u32| {
+            let prompts = [vec![first, second, 7, 9], vec![first, second]];
+            let pair = |prompt: &Vec<u32>| Pair { prompt: prompt.clone(), target: vec![5, 3], opening: None };
+            let pairs: Vec<Pair> = prompts.iter().map(pair).collect();
+            // At the first block's input a token's norm is that of its own embedding.
+            Prefix::new(&decoder, 0, &pairs.iter().collect::<Vec<_>>(), 0).unwrap().mean_norm().unwrap()
+        };
+        assert!((norm(11, 4) - norm(12, 4)).abs() < 1e-6, "of any first token");
+        assert!((norm(11, 4) - norm(11, 6)).abs() > 1e-4, "but not of any second");
+    }
+}
