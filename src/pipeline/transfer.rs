@@ -141,3 +141,19 @@ fn strengths(cell: &Cell, of: AttackKind) -> Vec<(usize, f64)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::pipeline::suite::Grid;
+    use crate::recipe::Suite;
+
+    #[test]
+    fn strengths_begin_with_the_weakest_of_either_sign() {
+        let row = "attacks: [{kind: transferred, source: a/b, of: noreft, layers: [0], coefficients: [-2, 1, -0.5]}]";
+        let grid = Grid::new(&Suite::parse(row, Path::new("suite.yaml")).unwrap(), 1).unwrap();
+        assert_eq!(strengths(&grid.attacks[0], AttackKind::Noreft), [(0, -0.5), (1, 1.0), (0, -2.0)]);
+    }
+}
