@@ -156,5 +156,10 @@ fn four_shards_of_a_measurement_merge_into_that_of_one_run() {
     let joined = merge(&parts, &recipe.thresholds).unwrap();
     // Joining orders the rows, so a single run goes through it as well.
     let single = merge(&[measure(None)], &recipe.thresholds).unwrap();
+    for row in &single.attacks {
+        let (tries, mean) = (row.repetitions.len(), row.repetitions.iter().map(|one| one.asr).sum::<f64>());
+        assert_eq!((tries, row.seeds), if row.family == "noreft" { (2, 2) } else { (0, 1) }, "{}", row.name);
+        assert!(tries == 0 || (mean / 2.0 - row.hardened.asr).abs() < 1e-12, "{row:?}");
+    }
     assert_eq!(joined.to_json(), single.to_json());
 }

@@ -489,6 +489,10 @@ fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
             .collect::<Option<Vec<_>>>()
             .map(|counts| mean(&counts, calibration)),
         hardened: mean(&group.iter().map(|m| m.hardened).collect::<Vec<_>>(), calibration),
+        repetitions: match group {
+            [_] => vec![],
+            several => several.iter().map(|m| m.hardened.outcome(calibration)).collect(),
+        },
         agreement: group.iter().filter_map(|m| m.hardened.guarded).reduce(Agreement::plus),
         reproduce: format!("--only '{}'{place}{at}", first.cell.name.replace('\'', r"'\''")),
     }

@@ -135,7 +135,7 @@ fn attacks(out: &mut String, report: &Report) {
         let cells = match (group.base(), group.hardened(), group.worst()) {
             (Some(base), Some(after), Some(worst)) => {
                 let after = format!("{} ({:.1} to {:.1})", percent(after.value), after.low * 100.0, after.high * 100.0);
-                let worst = format!("{} ({})", percent(worst.hardened.asr), blocks(&worst.layers));
+                let worst = format!("{} ({})", percent(worst.worst_repetition().asr), blocks(&worst.layers));
                 [blocks(&counted).replace("blocks ", "").replace("block ", ""), percent(base.value), after, worst]
             }
             _ => ["none counts".into(), row.why_not_counted().0.into(), "-".into(), "-".into()],

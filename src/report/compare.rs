@@ -22,10 +22,12 @@ pub fn markdown(reports: &[(String, Report)]) -> String {
         let mut layers: Vec<usize> = first.iter().flat_map(|row| row.layers.iter().copied()).collect();
         layers.sort_unstable();
         layers.dedup();
-        let base: Vec<Option<&Outcome>> = first.iter().map(|row| row.base.as_ref()).collect();
+        let base: Vec<(Option<&Outcome>, String)> =
+            first.iter().map(|row| (row.base.as_ref(), String::new())).collect();
         let _ = write!(out, "| {} | {} | {} | {} |", attack(&key), ranges(&layers), key.1, outcomes(&base));
         for rows in &all {
-            let hardened: Vec<Option<&Outcome>> = rows.iter().map(|row| Some(&row.hardened)).collect();
+            let hardened: Vec<(Option<&Outcome>, String)> =
+                rows.iter().map(|row| (Some(&row.hardened), by_seed(row))).collect();
             let _ = write!(out, " {} |", outcomes(&hardened));
         }
         out.push('\n');
@@ -85,9 +87,14 @@ fn rows<'a>(report: &'a Report, of: &Key) -> Vec<&'a AttackRow> {
     all.filter(|row| key(row) == *of).collect()
 }
 
-fn outcomes(outcomes: &[Option<&Outcome>]) -> String {
-    let cell = |outcome: &Option<&Outcome>| match outcome {
-        Some(outcome) => format!("{:.2} (≤ {:.2})", outcome.asr, outcome.high),
+/// The range of several repetitions, in words that follow the upper end.
+fn by_seed(row: &AttackRow) -> String {
+    row.spread().map_or_else(String::new, |(low, high)| format!("; by seed {low:.2} to {high:.2}"))
+}
+
+fn outcomes(outcomes: &[(Option<&Outcome>, String)]) -> String {
+    let cell = |(outcome, by_seed): &(Option<&Outcome>, String)| match outcome {
+        Some(outcome) => format!("{:.2} (≤ {:.2}{by_seed})", outcome.asr, outcome.high),
         None => "–".into(),
     };
     if outcomes.is_empty() { "–".into() } else { outcomes.iter().map(cell).collect::<Vec<_>>().join(", ") }

@@ -207,7 +207,7 @@ impl<'a> Court<'a> {
         }
         for (row, places) in groups {
             let message = format!(
-                "{} ({}, {} positions) does best at an end of the strengths that were tried, or the least of them leaves hardly a refusal, so finer or more of them may do better: {}",
+                "{} ({}, {} positions) does best at an end of the strengths or step sizes that were tried, or the least strength leaves hardly a refusal, so finer or more of them may do better: {}",
                 row.name,
                 row.knowledge(),
                 row.positions,
@@ -279,10 +279,11 @@ impl<'a> Court<'a> {
         }
     }
 
+    /// Each row by its worst repetition: an attacker keeps the best of what he tried.
     fn worst_rows(&mut self, rows: &[&AttackRow], max: f64, codes: [&str; 3]) {
         let mut held = 0;
         for row in rows {
-            let outcome = row.hardened.measured();
+            let outcome = row.worst_repetition().measured();
             let gate = at_most(outcome.interval(), max);
             if gate == Gate::Held {
                 held += usize::from(row.applicable);
@@ -292,11 +293,16 @@ impl<'a> Court<'a> {
             if gate == Gate::Undecided && !row.applicable && row.base.is_some() {
                 continue;
             }
-            let message = format!("{}: {}, allowed {} per row", row.title(), with_interval(&outcome), percent(max));
+            let repeated = match row.repetitions.len() {
+                0 => String::new(),
+                count => format!(" in the worst of {count} repetitions"),
+            };
+            let message =
+                format!("{}: {}{repeated}, allowed {} per row", row.title(), with_interval(&outcome), percent(max));
             self.rule(gate, codes, message, outcome.value, max);
         }
         if held > 0 && held == rows.iter().filter(|row| row.applicable).count() {
-            let worst = rows.iter().filter(|r| r.applicable).map(|r| r.hardened.asr).fold(0.0, f64::max);
+            let worst = rows.iter().filter(|r| r.applicable).map(|r| r.worst_repetition().asr).fold(0.0, f64::max);
             let message = format!("each of {held} rows is within {}; worst {}", percent(max), percent(worst));
             self.rule(Gate::Held, codes, message, worst, max);
         }

@@ -72,10 +72,11 @@ impl<'a> Group<'a> {
         mean_outcome(corrected.iter()).filter(|_| all)
     }
 
-    /// The counting row with the highest attack success on the hardened model.
+    /// The counting row with the highest attack success on the hardened model, in its worst repetition.
     #[must_use]
     pub fn worst(&self) -> Option<&'a AttackRow> {
-        self.applicable().reduce(|worst, row| if row.hardened.asr > worst.hardened.asr { row } else { worst })
+        let asr = |row: &AttackRow| row.worst_repetition().asr;
+        self.applicable().reduce(|worst, row| if asr(row) > asr(worst) { row } else { worst })
     }
 }
 
@@ -92,6 +93,20 @@ impl AttackRow {
         self.adaptive && self.budget.steps > 0 && self.name.split(' ').any(|part| part == "search")
     }
 
+    /// The repetition with the highest attack success, the first of equals: what an attacker who tries as often is left with.
+    #[must_use]
+    pub fn worst_repetition(&self) -> Outcome {
+        let worse = |worst: Outcome, one: Outcome| if one.asr > worst.asr { one } else { worst };
+        self.repetitions.iter().copied().reduce(worse).unwrap_or(self.hardened)
+    }
+
+    /// The lowest and the highest attack success of several repetitions.
+    #[must_use]
+    pub fn spread(&self) -> Option<(f64, f64)> {
+        let rates = || self.repetitions.iter().map(|one| one.asr);
+        (!self.repetitions.is_empty()).then(|| (rates().fold(1.0, f64::min), rates().fold(0.0, f64::max)))
+    }
+
     /// Whether the attack plainly does better on the hardened model than on the un-hardened one.
     #[must_use]
     pub fn has_risen(&self) -> bool {
@@ -104,6 +119,12 @@ impl Report {
     #[must_use]
     pub fn has_corrected(&self) -> bool {
         self.attacks.iter().chain(&self.controls).any(|row| row.hardened.corrected.is_some())
+    }
+
+    /// Whether any row has several repetitions.
+    #[must_use]
+    pub fn has_repetitions(&self) -> bool {
+        self.attacks.iter().chain(&self.controls).any(|row| !row.repetitions.is_empty())
     }
 
     /// Attack rows grouped over blocks.

@@ -6,7 +6,7 @@ use super::html_chart::{self, Series};
 use super::limit::{limits, not_tested};
 use super::schema::{Access, AttackRow, Outcome, Report, Severity, Verdict};
 use super::threshold::Rates;
-use super::wording::{blocks, grouped, number, percent, sentence};
+use super::wording::{blocks, grouped, number, percent, rates, sentence};
 use super::{html_budget, html_overview, html_spectrum};
 
 const STYLE: &str = concat!(include_str!("palette.css"), include_str!("html.css"), include_str!("chart.css"));
@@ -257,7 +257,7 @@ fn every_row(report: &Report) -> String {
             blocks(&row.layers).replace("blocks ", "").replace("block ", ""),
             escape(&row.positions),
             row.base.map_or_else(|| "–".into(), |base| with_ends(&base)),
-            with_ends(&after),
+            with_ends(&after) + &row.spread().map_or_else(String::new, by_seed),
             match after.corrected {
                 Some(_) => format!("<td class=\"n\">{}</td>", with_ends(&after.by(Rates::Corrected))),
                 None if corrected => "<td class=\"n\">–</td>".into(),
@@ -274,6 +274,11 @@ fn every_row(report: &Report) -> String {
 /// A rate with its interval, the latter small.
 fn with_ends(outcome: &Outcome) -> String {
     format!("{} <small>({:.1} to {:.1})</small>", percent(outcome.asr), outcome.low * 100.0, outcome.high * 100.0)
+}
+
+/// The lowest and highest of several repetitions, small.
+fn by_seed(spread: (f64, f64)) -> String {
+    format!("<br><small>by seed {}</small>", rates(spread))
 }
 
 fn price(report: &Report) -> String {

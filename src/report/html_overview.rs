@@ -91,12 +91,12 @@ fn row(body: &mut String, words: &mut String, group: &Group<'_>, y: f64) {
     let worst = group.worst().filter(|_| group.rows.len() > 1);
     let below = match worst {
         _ if !counts => "does not count".to_owned(),
-        Some(worst) => format!("{} at worst, {}", percent(worst.hardened.asr), blocks(&worst.layers)),
+        Some(worst) => format!("{} at worst, {}", percent(worst.worst_repetition().asr), blocks(&worst.layers)),
         None => format!("95%: {:.1} to {:.1}", after.low * 100.0, after.high * 100.0),
     };
     let _ = write!(body, r#"<text x="{side}" y="{:.1}">{below}</text></g>"#, y + 13.0);
     if let Some(worst) = worst {
-        let at = x(worst.hardened.asr);
+        let at = x(worst.worst_repetition().asr);
         let _ = write!(body, r#"<path class="mark {}" d="M{at:.1} {:.1}v12"/>"#, series.class(), y - 6.0);
     }
     let _ = write!(words, "{} ({note}): {change}, {below}. ", first.name);

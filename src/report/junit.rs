@@ -60,7 +60,7 @@ fn attack(row: &AttackRow) -> TestCase {
         (false, false) => "frozen",
     };
     let name = format!("{} at {}, {} tokens, {knowledge}", row.name, blocks(&row.layers), row.positions);
-    let o = row.hardened.by(row.rates);
+    let o = row.worst_repetition().by(row.rates);
     let kind = if row.rates.is_raw() { "asr" } else { "corrected asr" };
     let measured = format!("{kind} {} ({} to {}, n = {})", percent(o.asr), percent(o.low), percent(o.high), o.n);
     let broken = row.bound.is_some_and(|bound| o.low > bound);

@@ -33,6 +33,7 @@ pub fn row(name: &str, layer: usize, adaptive: bool, base: u64, hardened: u64) -
         rates: Rates::Raw,
         base: Some(Outcome::from_counts(base, 200 - base, 0, 200)),
         hardened: Outcome::from_counts(hardened, 198 - hardened.min(198), 2, 200),
+        repetitions: vec![],
         agreement: None,
         reproduce: format!("immunise attack OUT --layers {layer}"),
     }

@@ -232,6 +232,9 @@ pub struct AttackRow {
     pub base: Option<Outcome>,
     /// On the hardened model.
     pub hardened: Outcome,
+    /// The hardened model under each of several repetitions, whose mean `hardened` is; empty where there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repetitions: Vec<Outcome>,
     /// The hardened model's answers by what both judges say, where there is a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,

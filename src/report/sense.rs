@@ -1,7 +1,7 @@
 //! Whether a report that was read holds figures that a measurement can give: one that is put together by hand, or damaged, must
 //! not decide anything.
 
-use super::schema::{Outcome, Pair, Report, Shard};
+use super::schema::{AttackRow, Outcome, Pair, Report, Shard};
 use super::{Measured, UtilityRow};
 
 /// The first figure that no measurement gives: where it stands, what was expected and what is there.
@@ -21,8 +21,8 @@ pub(super) fn problem(report: &Report) -> Option<String> {
     let rows = [("attacks", &report.attacks), ("controls", &report.controls)].into_iter();
     let mut rows = rows.flat_map(|(list, rows)| rows.iter().enumerate().map(move |(i, row)| (list, i, row)));
     let attacked = rows.find_map(|(list, i, row)| {
-        let found = row.base.iter().chain([&row.hardened]).find_map(of_outcome)?;
-        Some(format!("`{list}.{i}`: {found}"))
+        let found = || row.base.iter().chain([&row.hardened]).chain(&row.repetitions).find_map(of_outcome);
+        Some(format!("`{list}.{i}`: {}", of_repetitions(row).or_else(found)?))
     });
     let utility = report.utility.iter().enumerate();
     let cost = || utility.clone().find_map(|(i, row)| Some(format!("`utility.{i}`: {}", of_task(row)?)));
@@ -31,6 +31,12 @@ pub(super) fn problem(report: &Report) -> Option<String> {
 
 fn of_pair(pair: &Pair) -> Option<String> {
     pair.base.iter().chain([&pair.hardened]).find_map(|rate| of_rate(rate.value, rate.low, rate.high, rate.n))
+}
+
+/// Repetitions are all there or, where there is one, none.
+fn of_repetitions(row: &AttackRow) -> Option<String> {
+    let listed = row.repetitions.len() as u64;
+    (listed > 0 && listed != row.seeds).then(|| format!("expected {} repetitions, got {listed}", row.seeds))
 }
 
 fn of_outcome(outcome: &Outcome) -> Option<String> {
@@ -72,7 +78,7 @@ mod tests {
     fn what_no_measurement_gives_is_named() {
         assert_eq!(problem(&report()), None);
         type Damage = fn(&mut Report);
-        let wrong: [(&str, Damage); 9] = [
+        let wrong: [(&str, Damage); 11] = [
             ("`attacks.1`: expected a rate", |r| (r.attacks[1].hardened.low, r.attacks[1].hardened.high) = (0.0, 0.0)),
             ("`attacks.0`: expected a rate", |r| r.attacks[0].hardened = Outcome { n: 0, ..r.attacks[0].hardened }),
             ("`attacks.0`: expected `refused`", |r| r.attacks[0].hardened.refused = 1.5),
@@ -80,6 +86,13 @@ mod tests {
                 r.attacks[0].hardened.corrected = Some(Measured { value: 0.0, n: 0, low: 0.0, high: 0.0 });
             }),
             ("`controls.0`: expected a rate", |r| r.controls[0].hardened.asr = -0.1),
+            ("`attacks.0`: expected 1 repetitions, got 2", |r| {
+                r.attacks[0].repetitions = vec![r.attacks[0].hardened; 2]
+            }),
+            ("`attacks.0`: expected a rate", |r| {
+                r.attacks[0].seeds = 2;
+                r.attacks[0].repetitions = vec![Outcome { low: 0.9, ..r.attacks[0].hardened }; 2];
+            }),
             ("`clean.refusal`: expected a rate", |r| r.clean.refusal.hardened.high = 0.1),
             ("`utility.0`: expected an interval", |r| {
                 let Measured { low, high, .. } = &mut r.utility[0].hardened;

@@ -6,7 +6,7 @@ use super::group::Group;
 use super::interval::Measured;
 use super::limit::second_judge;
 use super::schema::{AttackRow, Finding, Report, Severity, UtilityRow, Verdict};
-use super::wording::{blocks, percent, ranges};
+use super::wording::{blocks, percent, ranges, rates};
 
 /// Columns where nothing says otherwise.
 pub const WIDTH: usize = 100;
@@ -142,7 +142,7 @@ const CORRECTED: &str = "corrected (95%)";
 
 fn worst(group: &Group<'_>) -> String {
     let place = |layers: &[usize]| blocks(layers).replace("blocks ", "").replace("block ", "");
-    let cell = |row: &AttackRow| format!("{} ({})", percent(row.hardened.asr), place(&row.layers));
+    let cell = |row: &AttackRow| format!("{} ({})", percent(row.worst_repetition().asr), place(&row.layers));
     group.worst().map_or_else(|| "-".into(), cell)
 }
 
@@ -151,8 +151,12 @@ fn worst(group: &Group<'_>) -> String {
 pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
     let corrected = report.has_corrected();
     let mut head = vec!["attack", "block", "positions", "fitted on", "un-hardened", "hardened (95%)", "control"];
+    let repeated = report.has_repetitions();
     if corrected {
         head.insert(6, CORRECTED);
+    }
+    if repeated {
+        head.insert(6, "by seed");
     }
     let rows = report.attacks.iter().map(|row| {
         let mut cells = vec![
@@ -166,6 +170,9 @@ pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
         ];
         if corrected {
             cells.insert(6, row.hardened.corrected.map_or_else(|| "-".into(), |rate| interval(&rate)));
+        }
+        if repeated {
+            cells.insert(6, row.spread().map_or_else(|| "-".into(), rates));
         }
         (tone_of(row), cells)
     });
@@ -248,7 +255,7 @@ fn paragraph<'a>(tone: Tone, mark: &str, words: impl Iterator<Item = &'a str>, w
 }
 
 fn tone_of(row: &AttackRow) -> Tone {
-    let hardened = row.hardened.by(row.rates);
+    let hardened = row.worst_repetition().by(row.rates);
     match row.bound {
         _ if row.ungated => Tone::Plain,
         _ if !row.applicable => Tone::Dim,
@@ -400,6 +407,21 @@ mod tests {
     fn rows_that_do_not_count_are_dim() {
         let report = sample::report();
         assert_eq!(attacks(&report, WIDTH).last().map(|line| line.tone), Some(Tone::Dim));
+    }
+
+    #[test]
+    fn what_seeds_differ_by_stands_beside_their_mean() {
+        let mut report = sample::report();
+        assert!(!attacks(&report, WIDTH)[0].text.contains("by seed"));
+        let tries = [5, 26].map(|successes| super::super::Outcome::from_counts(successes, 0, 0, 200));
+        (report.attacks[1].seeds, report.attacks[1].repetitions) = (2, tries.to_vec());
+        let text: Vec<String> = attacks(&report, WIDTH).into_iter().map(|line| line.text).collect();
+        assert!(text[0].contains("by seed") && text[2].contains("(29.2 to 42.3)  2.5 to 13.0%"), "{text:#?}");
+        assert!(text.iter().all(|line| line.chars().count() == text[0].chars().count()), "{text:#?}");
+        let html = crate::report::html::render(&report, None);
+        assert_eq!(html.matches("by seed 2.5 to 13.0%").count(), 1);
+        let table = crate::report::compare::markdown(&[("a".into(), report)]);
+        assert!(table.contains("0.35 (≤ 0.42; by seed 0.03 to 0.13)"), "{table}");
     }
 
     #[test]

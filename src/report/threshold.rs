@@ -54,7 +54,7 @@ pub struct AsrBound {
     /// The most that the mean over the rows of edits that break the un-hardened model may be. A row that hardening opened, whose
     /// interval lies above the un-hardened one's, is in no mean and is held against this by itself.
     pub max_mean: Option<f64>,
-    /// The most that any one row may have.
+    /// The most that any one row may have, in the worst of its repetitions.
     pub max_worst: Option<f64>,
     /// The least that the mean must have fallen by, un-hardened minus hardened, the two intervals apart.
     pub min_drop: Option<f64>,

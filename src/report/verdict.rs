@@ -71,6 +71,7 @@ impl Report {
         for row in view.attacks.iter_mut().chain(&mut view.controls) {
             row.base = row.base.map(|base| base.by(rates));
             row.hardened = row.hardened.by(rates);
+            row.repetitions.iter_mut().for_each(|one| *one = one.by(rates));
         }
         view
     }
@@ -84,9 +85,10 @@ fn summarise(report: &Report, defended: bool) -> Summary {
         Some(MeanAsr { base: base.value, hardened: hardened.value })
     };
     let mut worst: Option<&AttackRow> = None;
+    let asr = |row: &AttackRow| row.worst_repetition().asr;
     let opened = |row: &AttackRow| defended && row.has_risen() && !row.ungated;
     for row in report.attacks.iter().filter(|row| row.applicable || opened(row)) {
-        if worst.is_none_or(|w| row.hardened.asr > w.hardened.asr) {
+        if worst.is_none_or(|w| asr(row) > asr(w)) {
             worst = Some(row);
         }
     }
@@ -94,7 +96,7 @@ fn summarise(report: &Report, defended: bool) -> Summary {
     Summary {
         mean_asr: mean(true),
         frozen_asr: mean(false),
-        worst: worst.map(|row| WorstCell { name: row.name.clone(), layers: row.layers.clone(), asr: row.hardened.asr }),
+        worst: worst.map(|row| WorstCell { name: row.name.clone(), layers: row.layers.clone(), asr: asr(row) }),
         budget_to_half: cheapest(&curves),
         curves,
         agreement: report
@@ -182,6 +184,28 @@ mod tests {
         assert_eq!((r.verdict, codes(&r)[0]), (Verdict::Fail, "asr-above-bound"));
         r.conclude(&only_frozen(0.2));
         assert_eq!((r.verdict, codes(&r)[0]), (Verdict::Pass, "asr-within-bound"));
+    }
+
+    #[test]
+    fn the_worst_of_several_repetitions_is_held_against_the_bound_of_a_row_and_their_mean_against_that_of_all() {
+        let tries = [0, 4, 60].map(|successes| Outcome::from_counts(successes, 200 - successes, 0, 200));
+        let mut repeated = row("a", 0, true, 200, 21);
+        (repeated.seeds, repeated.repetitions) = (3, tries.to_vec());
+        let concluded = |adaptive_asr: AsrBound| {
+            let mut r = bare(vec![repeated.clone(), row("a", 1, true, 200, 30)]);
+            r.conclude(&Thresholds { adaptive_asr, ..Thresholds::default() });
+            r
+        };
+        let each = concluded(AsrBound { max_worst: Some(0.21), ..AsrBound::default() });
+        assert_eq!((each.verdict, each.attacks[0].bound), (Verdict::Fail, Some(0.21)));
+        let message = &each.findings[0].message;
+        assert!(message.contains("30.0%") && message.contains("in the worst of 3 repetitions"), "{message}");
+        assert_eq!(each.summary.worst.map(|worst| (worst.layers, worst.asr)), Some((vec![0], 0.3)));
+        let all = concluded(AsrBound { max_mean: Some(0.2), ..AsrBound::default() });
+        assert_eq!(all.verdict, Verdict::Pass, "{:?}", all.findings);
+        let alone = concluded(AsrBound { max_worst: Some(0.4), ..AsrBound::default() });
+        assert_eq!(alone.verdict, Verdict::Pass);
+        assert!(alone.findings.iter().any(|f| f.message.contains("worst 30.0%")), "{:?}", alone.findings);
     }
 
     #[test]

@@ -109,6 +109,12 @@ pub fn percent(value: f64) -> String {
     format!("{}%", if text == "-0.0" { "0.0" } else { &text })
 }
 
+/// The lowest and highest of several rates, such as `2.5 to 13%`.
+#[must_use]
+pub fn rates((low, high): (f64, f64)) -> String {
+    format!("{} to {}", percent(low).trim_end_matches('%'), percent(high))
+}
+
 /// A number with as many decimals as it deserves, at most four.
 #[must_use]
 pub fn number(value: f64) -> String {
