@@ -242,6 +242,23 @@ fn a_transferred_edit_at_the_end_of_its_strengths_is_said_to_be() {
 }
 
 #[test]
+fn a_vector_between_hazards_and_their_twins_is_tried_too() {
+    let (world, _) = measured();
+    for kind in ["mean-difference", "principal-component", "in-context-vector"] {
+        let row = format!("{{kind: {kind}, pairs: 32, layers: [2], coefficients: [0.6]}}");
+        let fitted = |spoil: fn(&mut Bench)| world.fit(&row, None, spoil).unwrap();
+        // Where ordinary requests are no contrast, twins have to be.
+        let alike = |bench: &mut Bench| {
+            let hazards = bench.attack.pairs.iter().map(|pair| pair.prompt.clone()).collect();
+            bench.attack.twins = std::mem::replace(&mut bench.attack.harmless, hazards);
+        };
+        let (twins, usual) = (fitted(alike), fitted(|bench| bench.attack.twins.clear()));
+        assert_eq!(twins.choice, format!("{}, hazards against their twins", usual.choice), "{kind}");
+        assert_eq!(twins.edit, usual.edit, "{kind}");
+    }
+}
+
+#[test]
 fn every_row_replays_from_its_spec_to_the_same_bytes() {
     let (world, report) = measured();
     for row in &report.attacks {

@@ -455,7 +455,7 @@ fn a_searched_attack_counts_all_it_spent_and_is_chosen_on_validation() {
 }
 
 #[test]
-fn a_search_for_one_opening_reports_the_pairs_that_it_had() {
+fn a_search_tries_openings_beside_the_mixture_and_reports_the_pairs_of_what_it_took() {
     let world = World::new();
     let text = fs::read_to_string(world.root().join("prompts.jsonl")).unwrap();
     let data = PromptSet::from_jsonl("prompts", &text).unwrap();
@@ -471,5 +471,8 @@ fn a_search_for_one_opening_reports_the_pairs_that_it_had() {
     let recipe = Recipe::load(&world.recipe()).unwrap();
     let recipe = recipe.with_overrides(&[format!("suite.attacks.0={row}")]).unwrap();
     let report = harden(&recipe, &request(&world, "out"), &Silent).unwrap().report;
-    assert_eq!(report.attacks[0].budget.pairs, have as u64, "{:?}", report.attacks[0]);
+    let budget = &report.attacks[0].budget;
+    assert!(budget.search.contains("2 openings") && budget.search.contains("2 of 2 fitted"), "{budget:?}");
+    let expected = if budget.choice.contains(&format!("opening {opening}")) { have } else { pairs.len() };
+    assert_eq!(budget.pairs, expected as u64, "{budget:?}");
 }

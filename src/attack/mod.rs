@@ -23,7 +23,7 @@ use crate::intervention::Edit;
 pub struct Pair {
     /// The whole prompt, chat template included.
     pub prompt: Vec<u32>,
-    /// The affirmative answer, without the token that ends a turn.
+    /// The affirmative answer; with the token that ends a turn where it is a whole one.
     pub target: Vec<u32>,
     /// Name of the answer's opening, if the data names it.
     pub opening: Option<String>,

@@ -30,6 +30,14 @@ pub(super) enum Ties {
 impl Ties {
     /// Neither serves an attacker best on every model, so both are tried.
     pub(super) const ALL: [Self; 2] = [Self::Earlier, Self::Clearer];
+
+    /// How a choice of heads is named that was made like this: the first is what is usual.
+    pub(super) fn how(self) -> &'static str {
+        match self {
+            Self::Earlier => "",
+            Self::Clearer => ", of equal heads the clearest",
+        }
+    }
 }
 
 /// The heads that part the classes at all, the best first.
@@ -46,9 +54,11 @@ pub(super) fn ranked(classes: &[Classes], n_heads: usize, ties: Ties) -> Vec<Pro
     probes
 }
 
-/// How many of so many heads are chosen: a quarter.
-pub(super) fn chosen(all: usize) -> usize {
-    MAX_HEADS.min(all.div_ceil(4))
+/// How many of so many heads are worth trying: a quarter, half, and all of them.
+pub(super) fn numbers(all: usize) -> Vec<usize> {
+    let mut numbers = vec![MAX_HEADS.min(all.div_ceil(4)), MAX_HEADS.min(all.div_ceil(2)), all];
+    numbers.dedup();
+    numbers
 }
 
 /// One head's part of rows of all heads.
@@ -57,38 +67,51 @@ pub(super) fn head_rows(rows: &[f32], width: usize, head: usize, size: usize) ->
     rows.map(|row| row[head * size..(head + 1) * size].iter().map(|v| f64::from(*v)).collect()).collect()
 }
 
-/// The direction comes from the even rows, its accuracy from the odd ones.
+/// How well a head parts the classes is asked of the odd rows, along the difference of the even ones; the shift is that of all rows.
 fn probe(classes: &Classes, block: usize, head: usize, n_heads: usize) -> Option<Probe> {
     let size = classes.width / n_heads;
-    let part = |rows: &[f32], parity: usize| -> Vec<Vec<f64>> {
-        head_rows(rows, classes.width, head, size).into_iter().skip(parity).step_by(2).collect()
-    };
-    let mean = |rows: &[Vec<f64>]| -> Vec<f64> {
-        (0..size).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len().max(1) as f64).collect()
-    };
-    let (a, b) = (mean(&part(&classes.hazard, 0)), mean(&part(&classes.harmless, 0)));
-    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
-    let length = difference.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if !length.is_normal() {
-        return None;
-    }
-    let unit: Vec<f64> = difference.iter().map(|v| v / length).collect();
-    let along = |row: &[f64]| row.iter().zip(&unit).map(|(a, b)| a * b).sum::<f64>();
+    let all = [&classes.hazard, &classes.harmless].map(|rows| head_rows(rows, classes.width, head, size));
+    let part =
+        |class: usize, parity: usize| -> Vec<Vec<f64>> { all[class].iter().skip(parity).step_by(2).cloned().collect() };
+    let (a, b) = (mean(&part(0, 0), size), mean(&part(1, 0), size));
+    let unit = unit_between(&a, &b)?;
+    let along = |row: &[f64]| dot(row, &unit);
     let threshold = (along(&a) + along(&b)) / 2.0;
-    let (hazard, harmless) = (part(&classes.hazard, 1), part(&classes.harmless, 1));
+    let (hazard, harmless) = (part(0, 1), part(1, 1));
     let right = hazard.iter().filter(|row| along(row) > threshold).count()
         + harmless.iter().filter(|row| along(row) <= threshold).count();
-    let all = hazard.len() + harmless.len();
+    let count = hazard.len() + harmless.len();
     let values: Vec<f64> = hazard.iter().chain(&harmless).map(|row| along(row)).collect();
-    let centre = centre_of(&values);
-    let spread = (values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / all.max(1) as f64).sqrt();
-    let shift = unit.iter().map(|v| (v * spread) as f32).collect();
+    let spread = spread_of(&values);
     // All of the spread is that within the classes and what lies between their means.
     let apart = centre_of(&values[..hazard.len()]) - centre_of(&values[hazard.len()..]);
-    let share = (hazard.len() * harmless.len()) as f64 / (all * all).max(1) as f64;
+    let share = (hazard.len() * harmless.len()) as f64 / (count * count).max(1) as f64;
     let within = (spread.powi(2) - share * apart.powi(2)).max(0.0).sqrt();
     let margin = apart / within.max(f64::MIN_POSITIVE);
-    Some(Probe { block, head, accuracy: right as f64 / all.max(1) as f64, margin, shift })
+    let unit = unit_between(&mean(&all[0], size), &mean(&all[1], size))?;
+    let spread = spread_of(&all.iter().flatten().map(|row| dot(row, &unit)).collect::<Vec<f64>>());
+    let shift = unit.iter().map(|v| (v * spread) as f32).collect();
+    Some(Probe { block, head, accuracy: right as f64 / count.max(1) as f64, margin, shift })
+}
+
+fn mean(rows: &[Vec<f64>], size: usize) -> Vec<f64> {
+    (0..size).map(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len().max(1) as f64).collect()
+}
+
+/// The unit vector from `b` to `a`; `None` where they are the same.
+fn unit_between(a: &[f64], b: &[f64]) -> Option<Vec<f64>> {
+    let difference: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    let length = dot(&difference, &difference).sqrt();
+    length.is_normal().then(|| difference.iter().map(|v| v / length).collect())
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn spread_of(values: &[f64]) -> f64 {
+    let centre = centre_of(values);
+    (values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt()
 }
 
 fn centre_of(values: &[f64]) -> f64 {

@@ -132,7 +132,7 @@ pub struct Search {
     pub learning_rates: Vec<f64>,
     /// Also start from the edit fitted on the un-hardened base.
     pub start_from_base: bool,
-    /// Target openings tried, by name; empty: the data's own mixture.
+    /// Target openings tried beside the data's own mixture of them, by name.
     pub openings: Vec<String>,
     /// Fresh initialisations tried for every setting.
     pub seeds: usize,

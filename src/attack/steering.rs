@@ -6,7 +6,7 @@
 
 use super::AttackData;
 use super::direction::{Classes, Contrast};
-use super::probe::{Ties, chosen, ranked};
+use super::probe::{Ties, numbers, ranked};
 use super::spec::AttackKind;
 use crate::intervention::Edit;
 use crate::math::rows::principal;
@@ -33,10 +33,12 @@ impl Steering {
         data: &AttackData,
         pairs: usize,
     ) -> Result<Option<Self>> {
-        Ok(Self::variants(kind, layers, decoder, data, pairs)?.into_iter().next())
+        let mut found = Self::against(Contrast::Harmless, kind, layers, decoder, data, pairs)?;
+        Ok(if found.is_empty() { None } else { Some(found.swap_remove(0).1) })
     }
 
-    /// All that are worth trying, as [`Steering::find`] finds the first of them: of heads, those that two ways of settling ties choose.
+    /// All that are worth trying, each with what tells it from the first, which [`Steering::find`] finds: of heads, several numbers and
+    /// two ways of settling ties; of vectors, against harmless requests and, where there are any, against the hazards' twins.
     ///
     /// # Errors
     /// As [`Steering::find`].
@@ -46,9 +48,26 @@ impl Steering {
         decoder: &Decoder,
         data: &AttackData,
         pairs: usize,
-    ) -> Result<Vec<Self>> {
+    ) -> Result<Vec<(String, Self)>> {
+        let mut found = Self::against(Contrast::Harmless, kind, layers, decoder, data, pairs)?;
+        if kind != AttackKind::ItiHeads && !data.twins.is_empty() {
+            let twins = Self::against(Contrast::Twins, kind, layers, decoder, data, pairs)?;
+            let how = |how: String| format!("{how}, hazards against {}", Contrast::Twins.name());
+            found.extend(twins.into_iter().map(|(of, steering)| (how(of), steering)));
+        }
+        Ok(found)
+    }
+
+    fn against(
+        contrast: Contrast,
+        kind: AttackKind,
+        layers: &[usize],
+        decoder: &Decoder,
+        data: &AttackData,
+        pairs: usize,
+    ) -> Result<Vec<(String, Self)>> {
         let point = if kind == AttackKind::ItiHeads { Point::Z } else { Point::ResidPre };
-        let classes: Vec<Classes> = Classes::collect(decoder, data, Contrast::Harmless, pairs, point, 0)?
+        let classes: Vec<Classes> = Classes::collect(decoder, data, contrast, pairs, point, 0)?
             .into_iter()
             .filter(|classes| layers.contains(&classes.site.layer))
             .collect();
@@ -79,16 +98,23 @@ impl Steering {
                 })
                 .collect(),
             AttackKind::ItiHeads => {
-                let of = |ties| Self { vectors: heads(&classes, decoder.blueprint().n_heads, ties), keep_norm };
-                let mut found: Vec<Self> = Ties::ALL.map(of).into();
-                found.dedup();
-                found.retain(|steering| !steering.vectors.is_empty());
+                let n_heads = decoder.blueprint().n_heads;
+                let all = classes.len() * n_heads;
+                let mut found: Vec<(String, Self)> = vec![];
+                for most in numbers(all) {
+                    for ties in Ties::ALL {
+                        let steering = Self { vectors: heads(&classes, n_heads, most, ties), keep_norm };
+                        let known = found.iter().any(|(_, other)| *other == steering);
+                        if !known && !steering.vectors.is_empty() {
+                            found.push((format!(", {most} heads{}", ties.how()), steering));
+                        }
+                    }
+                }
                 return Ok(found);
             }
             other => return Err(Error::input(format!("{other:?}"), "expected an attack by added vectors")),
         };
-        let found = if vectors.is_empty() { vec![] } else { vec![Self { vectors, keep_norm }] };
-        Ok(found)
+        Ok(if vectors.is_empty() { vec![] } else { vec![(String::new(), Self { vectors, keep_norm })] })
     }
 
     /// The edit of strength `coefficient`: negative ones push hazards towards the harmless side.
@@ -111,10 +137,10 @@ fn scale(vector: &[f32], factor: f64) -> Vec<f32> {
     vector.iter().map(|v| (f64::from(*v) * factor) as f32).collect()
 }
 
-/// Shifts of the heads that part the classes best: at most a quarter of all.
-fn heads(classes: &[Classes], n_heads: usize, ties: Ties) -> Vec<(Site, Vec<f32>)> {
+/// Shifts of the heads that part the classes best, at most so many.
+fn heads(classes: &[Classes], n_heads: usize, most: usize, ties: Ties) -> Vec<(Site, Vec<f32>)> {
     let mut probes = ranked(classes, n_heads, ties);
-    probes.truncate(chosen(classes.len() * n_heads));
+    probes.truncate(most);
     let mut vectors = vec![];
     for (block, classes) in classes.iter().enumerate() {
         let mut vector = vec![0.0; classes.width];
@@ -143,11 +169,25 @@ mod tests {
             noise.iter().enumerate().map(|(i, v)| if i % 8 == 4 { v + class } else { *v }).collect()
         };
         let classes = Classes { site: Site::new(0, Point::Z), width: 8, hazard: rows(1.0), harmless: rows(-1.0) };
-        let found = heads(&[classes], 2, Ties::Earlier);
+        let found = heads(&[classes], 2, 1, Ties::Earlier);
         assert_eq!(found.len(), 1);
         let vector = &found[0].1;
         assert!(vector[..4].iter().all(|v| *v == 0.0), "{vector:?}");
         assert!(vector[4] > 0.5 && vector[5..].iter().all(|v| v.abs() < vector[4] / 2.0), "{vector:?}");
+    }
+
+    #[test]
+    fn a_shift_is_that_of_all_rows_and_more_heads_are_shifted_where_more_are_asked_for() {
+        // Rows of one number a head: even and odd ones differ in how far the classes lie apart, the second head parts them less surely.
+        let rows = |class: f32| -> Vec<f32> {
+            (0..8).flat_map(|row| [class * if row % 2 == 0 { 1.0 } else { 3.0 }, class + row as f32]).collect()
+        };
+        let classes = [Classes { site: Site::new(0, Point::Z), width: 2, hazard: rows(1.0), harmless: rows(-1.0) }];
+        let few = &heads(&classes, 2, 1, Ties::Earlier)[0].1;
+        // The spread of 1, 3, −1 and −3, each as often.
+        assert!((few[0] - 5f32.sqrt()).abs() < 1e-6 && few[1] == 0.0, "{few:?}");
+        let all = &heads(&classes, 2, 2, Ties::Earlier)[0].1;
+        assert!(all[0] == few[0] && all[1] > 0.0, "{all:?}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::AttackData;
 use super::direction::{Classes, Contrast};
-use super::probe::{Ties, chosen, head_rows, ranked};
+use super::probe::{Ties, head_rows, numbers, ranked};
 use crate::intervention::Edit;
 use crate::math::gaussian::{AffineMap, Gaussian};
 use crate::model::{Decoder, Point};
@@ -17,6 +17,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transport {
     n_heads: usize,
+    ties: Ties,
     /// Block, head and map, the head that parts the classes best first.
     maps: Vec<(usize, usize, AffineMap)>,
 }
@@ -60,7 +61,10 @@ impl Transport {
                 "expected a difference between hazardous and harmless prompts at one head at least, got none",
             ));
         }
-        found.dedup_by_key(|transport| transport.edit(chosen(transport.maps.len()), 1.0));
+        let wholly = |transport: &mut Self| -> Vec<Edit> {
+            transport.counts().into_iter().map(|heads| transport.edit(heads, 1.0)).collect()
+        };
+        found.dedup_by_key(wholly);
         Ok(found)
     }
 
@@ -71,15 +75,19 @@ impl Transport {
             Some((site.layer, head, gaussian(hazard)?.map_to(&gaussian(harmless)?)?))
         };
         let maps = ranked(classes, n_heads, ties).iter().filter_map(|probe| map(probe.block, probe.head)).collect();
-        Self { n_heads, maps }
+        Self { n_heads, ties, maps }
     }
 
-    /// The numbers of heads worth trying: those that part the classes best, and all.
+    /// The numbers of heads worth trying, all of them last: of those that part the classes best.
     #[must_use]
     pub fn counts(&self) -> Vec<usize> {
-        let mut counts = vec![chosen(self.maps.len()), self.maps.len()];
-        counts.dedup();
-        counts
+        numbers(self.maps.len())
+    }
+
+    /// What tells its choice of heads from the first of the variants, in words that follow others.
+    #[must_use]
+    pub fn how(&self) -> &'static str {
+        self.ties.how()
     }
 
     /// The edit of the best `heads`, taken `part` of the way.

@@ -122,7 +122,7 @@ fn gradients(cell: &Cell, side: Side, with_base: bool) -> u64 {
     let fits = match (spec.kind.method(), &spec.search) {
         (Method::Learned(_), Some(search)) => {
             let starts = if search.start_from_base && with_base { 2 } else { 1 };
-            search.learning_rates.len() * starts * search.openings.len().max(1) * search.seeds
+            search.learning_rates.len() * starts * (1 + search.openings.len()) * search.seeds
         }
         (Method::Learned(_), None) => 1,
         // One on the source model for every block.

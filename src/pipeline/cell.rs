@@ -200,8 +200,8 @@ impl Range<'_, '_> {
             Steering::variants(cell.spec.kind, &cell.layers, subject.decoder, &self.bench.attack, cell.spec.pairs)?;
         let strengths = of_either_sign(&cell.spec.coefficients);
         let ladders = strengths.iter().map(|(ladder, _)| ladder + 1).max().unwrap_or(0);
-        let setting = |(variant, steering): (usize, &Steering), (ladder, c): (usize, f64)| Setting {
-            choice: format!("coefficient {c}{}", if variant > 0 { CLEARER } else { "" }),
+        let setting = |(variant, (how, steering)): (usize, &(String, Steering)), (ladder, c): (usize, f64)| Setting {
+            choice: format!("coefficient {c}{how}"),
             edit: steering.edit(c),
             ladder: Some(variant * ladders + ladder),
         };
@@ -221,9 +221,9 @@ impl Range<'_, '_> {
             for (variant, transport) in variants.iter().enumerate() {
                 // All heads are the same in any order.
                 let counts = transport.counts();
-                for &heads in if variant > 0 { &counts[..1] } else { &counts[..] } {
+                for &heads in if variant > 0 { &counts[..counts.len() - 1] } else { &counts[..] } {
                     for &part in &parts {
-                        let which = if variant > 0 { CLEARER } else { "" };
+                        let which = transport.how();
                         let choice = format!("{heads} heads, hazards to {}, {part} of the way{which}", contrast.name());
                         settings.push(Setting { choice, edit: transport.edit(heads, part), ladder: Some(ladder) });
                     }
@@ -347,9 +347,6 @@ fn as_far(decoder: &Decoder, control: Edit, edit: &Edit, prompts: &[Vec<u32>], p
     }
 }
 
-/// How a choice of heads is named that differs from the first by how ties are settled.
-const CLEARER: &str = ", of equal heads the clearest";
-
 /// How a report names what was fitted on the base, where a re-fitted attack does best with that.
 pub(super) const OF_BASE: &str = "that of the base";
 
@@ -381,7 +378,7 @@ const EDGE_LEAD: f64 = 0.05;
 
 /// Whether the setting `at` ends its ladder, does better than its only neighbour, and leaves something to be won: nobody knows what
 /// comes behind it then. `rungs` has the ladder and the counts of each setting.
-fn at_edge(rungs: &[(Option<usize>, Counts)], at: usize) -> bool {
+pub(super) fn at_edge(rungs: &[(Option<usize>, Counts)], at: usize) -> bool {
     let (Some(ladder), best) = rungs[at] else { return false };
     let same: Vec<usize> = (0..rungs.len()).filter(|other| rungs[*other].0 == Some(ladder)).collect();
     let neighbour = match same.as_slice() {

@@ -106,7 +106,7 @@ impl Corpus<'_> {
     pub fn attack(&self) -> Result<AttackData> {
         let own = self.shuffled(Split::Attack, Kind::Benign);
         let harmless = if own.is_empty() { self.benign() } else { own };
-        self.adversary(Split::Attack, &harmless)
+        self.adversary(Split::Attack, &harmless, Ending::OfAnswers)
     }
 
     /// What stages train on and choose by, and the means they may use; nothing of it is in `attack` or `evaluation`.
@@ -174,7 +174,7 @@ impl Corpus<'_> {
                 anchor_kinds,
                 pad: PAD,
             },
-            attack: self.adversary(Split::Train, &self.benign())?,
+            attack: self.adversary(Split::Train, &self.benign(), Ending::Open)?,
             validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
             own_requests,
@@ -262,11 +262,12 @@ impl Corpus<'_> {
         Ok(questions)
     }
 
-    fn adversary(&self, split: Split, harmless: &[&Example]) -> Result<AttackData> {
+    fn adversary(&self, split: Split, harmless: &[&Example], ending: Ending) -> Result<AttackData> {
         let hazards = self.shuffled(split, Kind::Hazard);
         let targeted: Vec<_> = hazards.iter().filter_map(|row| Some((*row, row.target.as_deref()?))).collect();
         let pairs = targeted.par_iter().map(|(row, target)| {
-            let target = self.encoder.encode_answer(target, false)?;
+            let closes = ending == Ending::OfAnswers && is_whole(target);
+            let target = self.encoder.encode_answer(target, closes)?;
             Ok(Pair { prompt: self.prompt(row)?, target, opening: row.opening.clone() })
         });
         Ok(AttackData {
@@ -302,6 +303,20 @@ impl Corpus<'_> {
     fn prompt(&self, row: &Example) -> Result<Vec<u32>> {
         self.encoder.encode_chat(&row.prompt, self.system)
     }
+}
+
+/// How what an attacker aims for ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Nobody says what follows.
+    Open,
+    /// A whole answer ends the turn: what a model adds to one that nobody asked it to end, a refusal say, is no failure of the edit.
+    OfAnswers,
+}
+
+/// Whether a target is an answer and not the beginning of one: it ends a sentence.
+fn is_whole(target: &str) -> bool {
+    target.trim_end().ends_with(['.', '!', '?', '\u{2026}', '\u{3002}', '\u{ff01}', '\u{ff1f}'])
 }
 
 /// Greedy answers to `prompts`: those that `store` has, else the model's, which are kept there.
@@ -402,6 +417,22 @@ mod tests {
         let changed = own.iter().filter(|row| !answered.contains(row)).count();
         assert_eq!(changed, 3);
         assert!(own[own.len() - 3..].iter().all(|row| row.answer.len() == OWN_ANSWER), "it never ends by itself");
+    }
+
+    #[test]
+    fn an_attacker_ends_whole_answers_and_leaves_beginnings_open() {
+        let (all, encoder) = (builtin::tiny_chat(), encoder());
+        let mut rows = all.examples.clone();
+        let hazard = |row: &&mut Example| row.split == Split::Attack && row.kind == Kind::Hazard;
+        let first = rows.iter_mut().find(hazard).unwrap();
+        let beginning = first.target.as_ref().unwrap().trim_end_matches('.').to_owned();
+        first.target = Some(beginning.clone());
+        let set = PromptSet::new("prompts", rows);
+        let data = corpus(&set, &encoder).attack().unwrap();
+        let end = *encoder.encode_answer(&beginning, true).unwrap().last().unwrap();
+        let open: Vec<_> = data.pairs.iter().filter(|pair| pair.target.last() != Some(&end)).collect();
+        assert_eq!(open.len(), 1, "of {}", data.pairs.len());
+        assert_eq!(open[0].target, encoder.encode_answer(&beginning, false).unwrap());
     }
 
     /// Counts what is kept.
