@@ -2,7 +2,7 @@
 
 use super::direction::Classes;
 
-/// Heads that an attack by heads edits at most, unless it edits all.
+/// The most that a quarter of the heads may be.
 const MAX_HEADS: usize = 48;
 
 /// One head: how well the classes part along the difference of their means.
@@ -54,9 +54,9 @@ pub(super) fn ranked(classes: &[Classes], n_heads: usize, ties: Ties) -> Vec<Pro
     probes
 }
 
-/// How many of so many heads are worth trying: a quarter, half, and all of them.
+/// How many of so many heads are worth trying: a quarter, but not too many, half, and all of them.
 pub(super) fn numbers(all: usize) -> Vec<usize> {
-    let mut numbers = vec![MAX_HEADS.min(all.div_ceil(4)), MAX_HEADS.min(all.div_ceil(2)), all];
+    let mut numbers = vec![MAX_HEADS.min(all.div_ceil(4)), all.div_ceil(2), all];
     numbers.dedup();
     numbers
 }

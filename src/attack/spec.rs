@@ -140,7 +140,7 @@ pub struct Search {
 
 impl Default for Search {
     fn default() -> Self {
-        Self { learning_rates: vec![1e-3, 4e-3, 1e-2, 3e-2], start_from_base: true, openings: vec![], seeds: 3 }
+        Self { learning_rates: vec![1e-3, 4e-3, 1e-2, 3e-2, 1e-1], start_from_base: true, openings: vec![], seeds: 3 }
     }
 }
 

@@ -78,7 +78,7 @@ impl Transport {
         Self { n_heads, ties, maps }
     }
 
-    /// The numbers of heads worth trying, all of them last: of those that part the classes best.
+    /// How many of the best heads are worth trying; the last is all of them.
     #[must_use]
     pub fn counts(&self) -> Vec<usize> {
         numbers(self.maps.len())
@@ -148,7 +148,7 @@ mod tests {
         let classes = classes();
         let transport = Transport::between(std::slice::from_ref(&classes), 3, Ties::Earlier);
         assert_eq!((transport.maps[0].0, transport.maps[0].1), (2, 1), "the best head");
-        assert_eq!(transport.counts(), [1, 3]);
+        assert_eq!(transport.counts(), [1, 2, 3]);
         let edit = transport.edit(1, 1.0);
         let stream = Tensor::from_vec(classes.hazard.clone(), (1, 200, 12), &Device::Cpu).unwrap();
         let moved = edit.place(&Device::Cpu).unwrap().apply(classes.site, &stream).unwrap();

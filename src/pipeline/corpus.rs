@@ -314,9 +314,14 @@ enum Ending {
     OfAnswers,
 }
 
-/// Whether a target is an answer and not the beginning of one: it ends a sentence.
+/// Words from which on a target that ends a sentence is an answer: the beginnings of answers in data of attacks are shorter.
+const WHOLE_ANSWER: usize = 16;
+
+/// Whether a target is a whole answer and not the beginning of one.
 fn is_whole(target: &str) -> bool {
-    target.trim_end().ends_with(['.', '!', '?', '\u{2026}', '\u{3002}', '\u{ff01}', '\u{ff1f}'])
+    let target = target.trim_end();
+    let ends = target.ends_with(['.', '!', '?']) && !target.ends_with("..");
+    ends && target.split_whitespace().count() >= WHOLE_ANSWER
 }
 
 /// Greedy answers to `prompts`: those that `store` has, else the model's, which are kept there.
@@ -433,6 +438,12 @@ mod tests {
         let open: Vec<_> = data.pairs.iter().filter(|pair| pair.target.last() != Some(&end)).collect();
         assert_eq!(open.len(), 1, "of {}", data.pairs.len());
         assert_eq!(open[0].target, encoder.encode_answer(&beginning, false).unwrap());
+        let whole = "Sure, here is how to do it: first this, then that, and last of all the rest of it";
+        assert!(is_whole(&format!("{whole}.")) && is_whole(&format!("{whole}!\n")));
+        for open in ["...", ":", "\u{2026}", ""].map(|end| format!("{whole}{end}")) {
+            assert!(!is_whole(&open), "{open}");
+        }
+        assert!(!is_whole("Sure, I can help with that."), "an opening");
     }
 
     /// Counts what is kept.

@@ -448,6 +448,8 @@ fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
     let weights = first.fitted.weights.as_ref();
     let norms: Vec<f64> = group.iter().filter_map(|m| m.fitted.relative_norm).collect();
     let calibration = bench.calibration.as_ref();
+    // What the most successful repetition took; the first of equals.
+    let shown = group.iter().rev().max_by_key(|m| m.hardened.successes).map_or(&first.fitted, |most| &most.fitted);
     let place = if placed.acts_on_all() { String::new() } else { format!(" --block {}", ranges(&first.cell.layers)) };
     let at = match spec.positions {
         Positions::All if !grid.shared.contains(&first.cell.name) => String::new(),
@@ -475,9 +477,9 @@ fn row(grid: &Grid, group: &[&Measured<'_>], bench: &Bench) -> AttackRow {
             },
             relative_norm: (!norms.is_empty()).then(|| norms.iter().sum::<f64>() / norms.len() as f64),
             gradient_evaluations: group.iter().map(|m| m.fitted.gradient_evaluations).sum(),
-            search: first.fitted.search.clone(),
-            choice: first.fitted.choice.clone(),
-            at_edge: group.iter().any(|m| m.fitted.at_edge),
+            search: shown.search.clone(),
+            choice: shown.choice.clone(),
+            at_edge: shown.at_edge,
         },
         bound: None,
         applicable: true,

@@ -341,7 +341,7 @@ impl<'a> Court<'a> {
         let mut worst: f64 = 0.0;
         let mut all_held = true;
         for row in &controls {
-            let outcome = row.hardened.measured();
+            let outcome = row.worst_repetition().measured();
             worst = worst.max(outcome.value);
             let gate = at_most(outcome.interval(), max);
             if gate != Gate::Held {

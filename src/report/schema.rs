@@ -298,12 +298,12 @@ pub struct Budget {
     pub gradient_evaluations: u64,
     /// What was searched over, in words; empty: nothing.
     pub search: String,
-    /// The setting that was taken of those that were tried (a strength, a direction, a step size), in words, of several seeds the first one's;
+    /// The setting that was taken of those that were tried (a strength, a direction, a step size), in words, of several repetitions that of the most successful;
     /// where the row has an un-hardened value, that of the un-hardened model as well. Empty: there was no choice.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub choice: String,
-    /// Whether one of the two is the smallest or largest strength that was tried and succeeds more often than the next one: finer steps or
-    /// a wider range may find a better one.
+    /// Whether one of the two is the smallest or largest strength or step size that was tried and succeeds more often than the next one:
+    /// finer steps or a wider range may find a better one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub at_edge: bool,
 }

@@ -21,7 +21,7 @@
 //! | `budget-exhausted` | warning | rows were skipped, because the suite's budget does not pay for them |
 //! | `part-only` | warning | one shard of several |
 //! | `asr-rose` | warning | an attack works better on the hardened model than on its base |
-//! | `strength-at-edge` | warning | an attack does best at the smallest or largest of the strengths that were tried, or the smallest leaves hardly a refusal |
+//! | `strength-at-edge` | warning | an attack does best at the smallest or largest of the strengths or step sizes that were tried, or the smallest strength leaves hardly a refusal |
 //! | `attack-breaks-model` | warning | most answers under an attack are degenerate: neither safe nor useful |
 //! | `fail-allowed` | error | published in spite of its verdict ([`super::Approved::allow_fail`]) |
 //! | `asr-within-bound`, `control-within-bound`, `clean-refusal-within-bound`, `degenerate-within-bound`, `utility-within-bound` | info | the gate holds |
