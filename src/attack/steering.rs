@@ -33,7 +33,7 @@ impl Steering {
         data: &AttackData,
         pairs: usize,
     ) -> Result<Option<Self>> {
-        let mut found = Self::against(Contrast::Harmless, kind, layers, decoder, data, pairs)?;
+        let mut found = Sought { kind, layers, decoder, data, pairs }.against(Contrast::Harmless)?;
         Ok(if found.is_empty() { None } else { Some(found.swap_remove(0).1) })
     }
 
@@ -49,23 +49,46 @@ impl Steering {
         data: &AttackData,
         pairs: usize,
     ) -> Result<Vec<(String, Self)>> {
-        let mut found = Self::against(Contrast::Harmless, kind, layers, decoder, data, pairs)?;
+        let sought = Sought { kind, layers, decoder, data, pairs };
+        let mut found = sought.against(Contrast::Harmless)?;
         if kind != AttackKind::ItiHeads && !data.twins.is_empty() {
-            let twins = Self::against(Contrast::Twins, kind, layers, decoder, data, pairs)?;
+            let twins = sought.against(Contrast::Twins)?;
             let how = |how: String| format!("{how}, hazards against {}", Contrast::Twins.name());
             found.extend(twins.into_iter().map(|(of, steering)| (how(of), steering)));
         }
         Ok(found)
     }
 
-    fn against(
-        contrast: Contrast,
-        kind: AttackKind,
-        layers: &[usize],
-        decoder: &Decoder,
-        data: &AttackData,
-        pairs: usize,
-    ) -> Result<Vec<(String, Self)>> {
+    /// The edit of strength `coefficient`: negative ones push hazards towards the harmless side.
+    #[must_use]
+    pub fn edit(&self, coefficient: f64) -> Edit {
+        let mut edits: Vec<Edit> = self
+            .vectors
+            .iter()
+            .map(|(site, vector)| Edit::Add {
+                site: *site,
+                vector: scale(vector, coefficient),
+                keep_norm: self.keep_norm,
+            })
+            .collect();
+        if edits.len() == 1 { edits.remove(0) } else { Edit::Several { edits } }
+    }
+}
+
+/// What vectors are looked for, and in what.
+struct Sought<'a> {
+    kind: AttackKind,
+    layers: &'a [usize],
+    decoder: &'a Decoder,
+    data: &'a AttackData,
+    /// Prompts of each class.
+    pairs: usize,
+}
+
+impl Sought<'_> {
+    /// What is found between hazards and the prompts of `contrast`; several choices of heads, of vectors one at most.
+    fn against(&self, contrast: Contrast) -> Result<Vec<(String, Steering)>> {
+        let &Self { kind, layers, decoder, data, pairs } = self;
         let point = if kind == AttackKind::ItiHeads { Point::Z } else { Point::ResidPre };
         let classes: Vec<Classes> = Classes::collect(decoder, data, contrast, pairs, point, 0)?
             .into_iter()
@@ -100,10 +123,10 @@ impl Steering {
             AttackKind::ItiHeads => {
                 let n_heads = decoder.blueprint().n_heads;
                 let all = classes.len() * n_heads;
-                let mut found: Vec<(String, Self)> = vec![];
+                let mut found: Vec<(String, Steering)> = vec![];
                 for most in numbers(all) {
                     for ties in Ties::ALL {
-                        let steering = Self { vectors: heads(&classes, n_heads, most, ties), keep_norm };
+                        let steering = Steering { vectors: heads(&classes, n_heads, most, ties), keep_norm };
                         let known = found.iter().any(|(_, other)| *other == steering);
                         if !known && !steering.vectors.is_empty() {
                             found.push((format!(", {most} heads{}", ties.how()), steering));
@@ -114,22 +137,7 @@ impl Steering {
             }
             other => return Err(Error::input(format!("{other:?}"), "expected an attack by added vectors")),
         };
-        Ok(if vectors.is_empty() { vec![] } else { vec![(String::new(), Self { vectors, keep_norm })] })
-    }
-
-    /// The edit of strength `coefficient`: negative ones push hazards towards the harmless side.
-    #[must_use]
-    pub fn edit(&self, coefficient: f64) -> Edit {
-        let mut edits: Vec<Edit> = self
-            .vectors
-            .iter()
-            .map(|(site, vector)| Edit::Add {
-                site: *site,
-                vector: scale(vector, coefficient),
-                keep_norm: self.keep_norm,
-            })
-            .collect();
-        if edits.len() == 1 { edits.remove(0) } else { Edit::Several { edits } }
+        Ok(if vectors.is_empty() { vec![] } else { vec![(String::new(), Steering { vectors, keep_norm })] })
     }
 }
 
