@@ -289,8 +289,8 @@ impl<'a> Court<'a> {
                 held += usize::from(row.applicable);
                 continue;
             }
-            // An attack with nothing to defend against leaves nothing undecided either.
-            if gate == Gate::Undecided && !row.applicable && row.base.is_some() {
+            // An attack with nothing to defend against leaves nothing undecided either, unless hardening opened it.
+            if gate == Gate::Undecided && !row.applicable && row.base.is_some() && !row.has_risen() {
                 continue;
             }
             let repeated = match row.repetitions.len() {

@@ -1,6 +1,6 @@
 //! What a report does not show, in sentences: the part of every rendering that nobody may leave out.
 
-use super::schema::{Access, Report};
+use super::schema::{Access, AttackRow, Report};
 use super::wording::{percent, sentence};
 
 /// Attack kinds of the catalogue with what they are, to name those that a report lacks.
@@ -36,9 +36,9 @@ pub fn not_tested(report: &Report) -> Vec<String> {
             gaps.push(format!("{} ({family}).", sentence(what)));
         }
     }
-    if !report.attacks.iter().any(|row| row.adaptive) {
+    if report.rows(true).next().is_none() {
         gaps.push("Edits fitted on the hardened weights; every row was fitted on the un-hardened model.".into());
-    } else if report.rows(true).all(|row| row.budget.steps == 0 || row.budget.search.is_empty()) {
+    } else if !report.rows(true).any(AttackRow::is_searched) {
         gaps.push(
             "A search by the attacker over step sizes, starting points and target answers: the re-fitted rows use one setting \
              each, so they are a lower bound on what an attacker reaches."
@@ -150,6 +150,30 @@ mod tests {
         let gaps = not_tested(&sample::report()).join("\n");
         assert!(gaps.contains("(mean-difference)") && gaps.contains("(delta-strip)"), "{gaps}");
         assert!(!gaps.contains("(noreft)") && !gaps.contains("(ablation)"), "{gaps}");
+    }
+
+    #[test]
+    fn only_rows_that_count_and_searches_of_this_model_close_a_gap() {
+        let gaps = |change: &dyn Fn(&mut Report)| {
+            let mut report = sample::report();
+            change(&mut report);
+            not_tested(&report).join("\n")
+        };
+        let (fitted, searched) = ("Edits fitted on the hardened weights", "A search by the attacker");
+        let frozen = gaps(&|report| {
+            for row in report.attacks.iter_mut().filter(|row| row.adaptive) {
+                row.ungated = true;
+            }
+        });
+        assert!(frozen.contains(fitted) && !frozen.contains(searched), "{frozen}");
+        let carried_over = gaps(&|report| {
+            let mut row = sample::row("transferred noreft", 0, true, 190, 10);
+            row.budget.search = "ridge 0.1 of 3".into();
+            report.attacks.push(row);
+        });
+        assert!(!carried_over.contains(fitted) && carried_over.contains(searched), "{carried_over}");
+        let found = gaps(&|report| report.attacks.push(sample::row("noreft r2 p80 search", 0, true, 190, 10)));
+        assert!(!found.contains(fitted) && !found.contains(searched), "{found}");
     }
 
     #[test]
