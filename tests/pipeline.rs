@@ -235,7 +235,8 @@ fn the_projected_direction_is_the_one_that_serves_the_attacker_best() {
         twins: vec![vec![12, 10]],
         ..AttackData::default()
     };
-    let prefix = Prefix::new(&decoder, 1, &[&pair], data.pad).unwrap();
+    // The stage is of the second block, and a projection acts at both.
+    let prefix = Prefix::new(&decoder, 0, &[&pair], data.pad).unwrap();
     let candidates = [Contrast::Harmless, Contrast::Twins].map(|contrast| {
         let classes = Classes::collect(&decoder, &data, contrast, 1, Point::ResidPre, 0).unwrap();
         let edit = classes[1].projection(1).unwrap();

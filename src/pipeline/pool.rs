@@ -281,9 +281,13 @@ impl Member {
     /// The edit that the defence is to resist now.
     fn attack(&mut self, spec: &AdversarialSpec, decoder: &Decoder, data: &AttackData) -> Result<(Placed, Positions)> {
         let Self { layers, kind, stream, .. } = self;
+        // A projection acts at all blocks, whichever the stage changes.
+        let first = match kind {
+            Kind::Found(Found { vector: Vector::Ablation, .. }) => 0,
+            _ => layers.iter().copied().min().unwrap_or(0),
+        };
         let mut prefix = || {
             let pairs: Vec<&Pair> = (0..2 * spec.batch).map(|_| &data.pairs[stream.below(data.pairs.len())]).collect();
-            let first = layers.iter().copied().min().unwrap_or(0);
             Prefix::new(decoder, first, &pairs, data.pad)
         };
         let (edit, positions) = match kind {
