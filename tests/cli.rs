@@ -138,6 +138,10 @@ fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
     assert_eq!(checked.code, hardened.code, "a valid signature on evidence of no pass is no pass: {}", checked.err);
     assert!(checked.out.contains("signature valid") && checked.code != 0, "{}", checked.out);
     assert_eq!(ran(&["verify", &out, "--key", &public, "--signature-only"]).code, 0);
+    for (left_out, needed) in [("--identity", "--roots"), ("--base", "--policy"), ("--report", "--policy")] {
+        let ran = ran(&["verify", &out, "--key", &public, "--signature-only", left_out, "x"]);
+        assert_eq!((ran.code, ran.err.contains(needed)), (2, true), "{left_out}: {}", ran.err);
+    }
     let measured = ran(&["verify", &out, "--policy", &recipe, "--base", &model, "--format", "json"]);
     let again = Report::from_json(&measured.out, "stdout").unwrap();
     assert_eq!(again.hardened, report.hardened);
@@ -516,6 +520,9 @@ fn a_monitor_is_fitted_measured_and_asked() {
     let again = ran(&["detect", "fit", &model, "--data", &data, "--out", &path("b.safetensors")]);
     assert!(again.out.contains("hazards missed") && again.out.contains("silenced by the movement"), "{}", again.out);
     assert_eq!(fs::read(path("a.safetensors")).unwrap(), fs::read(path("b.safetensors")).unwrap());
+    let over = ran(&["detect", "fit", &model, "--data", &data, "--out", &data]);
+    assert_eq!(over.code, 3, "{}", over.err);
+    assert!(over.err.contains("expected no file of this name") && over.err.contains("nothing is overwritten"));
     let monitor = path("a.safetensors");
     let scored = ran(&["detect", "score", &model, "--monitor", &monitor, "--data", &data, "--format", "json"]);
     assert_eq!(serde_json::from_str::<serde_json::Value>(&scored.out).unwrap(), value["detected"][0], "{}", scored.err);
@@ -525,6 +532,13 @@ fn a_monitor_is_fitted_measured_and_asked() {
     let wrong = ran(&["detect", "score", &model, "--monitor", &path("prompts.jsonl"), "--data", &data]);
     assert_eq!(wrong.code, 3, "{}", wrong.err);
     assert!(wrong.err.contains("prompts.jsonl") && wrong.err.contains("expected safetensors"), "{}", wrong.err);
+    // A template without the request makes one prompt of all.
+    for template in ["", "hello", "{{ messages|length }}"] {
+        fs::write(world.root().join("model/chat_template.jinja"), template).unwrap();
+        let deaf = ran(&["detect", "fit", &model, "--data", &data, "--out", &path("c.safetensors")]);
+        assert_eq!(deaf.code, 3, "{template}: {}", deaf.err);
+        assert!(deaf.err.contains("the same one for two requests"), "{template}: {}", deaf.err);
+    }
 }
 
 #[cfg(target_os = "linux")]

@@ -1,6 +1,7 @@
 //! `immunise detect`: a detector of hazardous requests and a safety switch for whoever hosts a model; part of no verdict.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -9,7 +10,7 @@ use super::arguments::Compute;
 use super::harden::recipe_for;
 use super::render::Screen;
 use crate::checkpoint::files;
-use crate::checkpoint::staging::write_atomically;
+use crate::checkpoint::staging::write_new;
 use crate::detect::{Loss, Monitor};
 use crate::event::{Event, Observer as _};
 use crate::pipeline::detect::{Detected, Settings, fit, flags, score};
@@ -143,7 +144,7 @@ fn run_switch(args: &Switch, screen: &Screen) -> Result<u8> {
         seed: args.seed,
     };
     let fitted = switch::fit(&base, &tuned, &prompt_set(&prompts)?, system.as_deref(), settings)?;
-    write_atomically(&args.out, &fitted.switch.to_bytes()?)?;
+    write_new(&args.out, &fitted.switch.to_bytes()?)?;
     if screen.json() {
         screen.value(&json!({"switch": fitted.switch.about, "behaves": fitted.behaves}));
         return Ok(0);
@@ -175,6 +176,10 @@ fn has_a_place(out: &Path) -> Result<()> {
     if out.is_dir() {
         return Err(Error::file(out, "expected a file to write, got a folder"));
     }
+    if fs::symlink_metadata(out).is_ok() {
+        let problem = "expected no file of this name, got one";
+        return Err(Error::file(out, problem).hint("nothing is overwritten; choose another or remove this one"));
+    }
     if !folder.is_dir() {
         return Err(Error::file(folder, "expected a folder to write into, got none"));
     }
@@ -201,7 +206,7 @@ fn run_fit(args: &Fit, screen: &Screen) -> Result<u8> {
     files::apart(&args.out, &model.located.dir)?;
     let settings = Settings { beta: args.beta, margin: args.margin, seed: args.seed };
     let fitted = fit(&model, &prompt_set(&prompts)?, system.as_deref(), settings)?;
-    write_atomically(&args.out, &fitted.monitor.to_bytes()?)?;
+    write_new(&args.out, &fitted.monitor.to_bytes()?)?;
     if screen.json() {
         let about = &fitted.monitor.about;
         screen.value(&json!({"monitor": about, "detected": fitted.detected, "silenced": fitted.silenced}));

@@ -36,6 +36,10 @@ impl Passphrase {
             (Some(name), _) => {
                 let value = env::var(name)
                     .map_err(|_| Error::usage(format!("expected a passphrase in the variable `{name}`, got none")))?;
+                if value.is_empty() {
+                    let problem = format!("expected a passphrase in the variable `{name}`, got an empty one");
+                    return Err(Error::usage(problem));
+                }
                 Ok(Some(Zeroizing::new(value)))
             }
             (None, Some(path)) => from_file(path).map(Some),

@@ -68,6 +68,24 @@ pub struct Args {
     compute: Compute,
 }
 
+impl Args {
+    /// Refuses what would be left out: clap does not ask for what an argument requires where another excludes it.
+    fn complete(&self) -> Result<()> {
+        if !self.identity.is_empty() && self.roots.is_none() {
+            return Err(Error::usage("`--identity` needs `--roots`: only a certificate says who signed"));
+        }
+        let given = [
+            ("--base", self.base.is_some()),
+            ("--report", self.report.is_some()),
+            ("--set", !self.overrides.is_empty()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((option, _)) if self.policy.is_none() => Err(Error::usage(format!("`{option}` needs `--policy`"))),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let checked = args.key.is_some() || args.roots.is_some();
@@ -77,6 +95,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
              with `--policy RECIPE`, or a recipe and one of the others",
         ));
     }
+    args.complete()?;
     forget_report(args.report.as_deref(), [Some(args.checkpoint.as_str()), args.base.as_deref()])?;
     let recipe = args.policy.as_ref().map(|policy| arguments::recipe(policy, &args.overrides)).transpose()?;
     let located = locate(&args.checkpoint, screen)?;

@@ -9,10 +9,13 @@ use std::path::Path;
 
 use super::chat_template::{ChatTemplate, Message};
 use super::tokenizer::Tokenizer;
-use crate::Result;
+use crate::{Error, Result};
 
 /// A user turn that only serves to look at what surrounds an answer.
 const PROBE: &str = "a";
+
+/// Another request, which has to make another prompt.
+const OTHER: &str = "b";
 
 /// A tokenizer and a chat template that belong together.
 #[derive(Clone)]
@@ -37,9 +40,13 @@ impl PromptEncoder {
 
     /// Joins a tokenizer and its template.
     ///
-    /// *Errors*: [`crate::Error::Input`] if the template cannot render a user turn.
+    /// *Errors*: [`crate::Error::Input`] if the template cannot render a user turn, or leaves out what the user asks.
     pub fn new(tokenizer: Tokenizer, template: ChatTemplate) -> Result<Self> {
         let prompt = template.render(&[Message::new("user", PROBE)], true)?;
+        if template.render(&[Message::new("user", OTHER)], true)? == prompt {
+            let problem = "expected a prompt with the user's request in it, got the same one for two requests";
+            return Err(Error::input("chat template", problem));
+        }
         let prompt_ids = tokenizer.encode(&prompt, false)?;
         // A template that refuses or rewrites assistant turns has no tail; its turns end in EOS.
         let dialogue = template.render(&[Message::new("user", PROBE), Message::new("assistant", PROBE)], false);
