@@ -14,6 +14,7 @@ mod degeneracy;
 pub mod guard;
 pub mod llama_guard;
 mod normalise;
+mod quoted;
 mod refusal;
 mod topic;
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::corpus::Corpus;
 use super::device::{self, Demand, Machine};
-use super::examiner::{Counts, Examiner, Questions};
+use super::examiner::{Counts, Examiner, Judgements, Questions};
 use super::model::{Model, digests, identity, locate};
 use crate::attack::AttackData;
 use crate::attack::spec::AttackSpec;
@@ -185,26 +185,21 @@ impl Bench {
     /// # Errors
     /// As [`Examiner::counts`].
     pub fn evaluate(&self, decoder: &Decoder, edit: Option<(&Edit, Positions)>) -> Result<Counts> {
-        let Some(looks) = &self.looks else { return self.counts(decoder, &self.evaluation, edit) };
-        let mut seen = Counts::default();
+        let guard = self.guard.as_ref().map(|guard| &guard.model);
+        let judged = |questions: &Questions| self.examiner.judgements(decoder, questions, edit, guard);
+        let Some(looks) = &self.looks else { return Ok(judged(&self.evaluation)?.counts()) };
+        let (mut seen, mut counts) = (Judgements::default(), Counts::default());
         for number in 0..looks.count {
             let part = self.evaluation.every(looks.count, number);
             if !part.is_empty() {
-                seen = seen.and(&self.counts(decoder, &part, edit)?);
+                seen = seen.and(judged(&part)?);
             }
-            seen.error = looks.error(number);
-            if looks.decides(Rate::new(seen.successes, seen.n), number) {
+            counts = Counts { error: looks.error(number), ..seen.counts() };
+            if looks.decides(Rate::new(counts.successes, counts.n), number, counts.design()) {
                 break;
             }
         }
-        Ok(seen)
-    }
-
-    fn counts(&self, decoder: &Decoder, questions: &Questions, edit: Option<(&Edit, Positions)>) -> Result<Counts> {
-        match &self.guard {
-            Some(guard) => self.examiner.guarded_counts(decoder, questions, edit, &guard.model),
-            None => self.examiner.counts(decoder, questions, edit),
-        }
+        Ok(counts)
     }
 
     /// What a judgement of the evaluation hazards depends on besides model and edit.

@@ -41,7 +41,7 @@ mod transfer;
 
 pub use bench::{Bench, Subject};
 pub use corpus::{Corpus, prompt_set, prompts_of};
-pub use examiner::{Counts, Examiner, Questions};
+pub use examiner::{Counts, Designs, Examiner, Judgements, Questions};
 pub use harden::{Outcome, Request, harden, harden_part};
 pub use journal::{Journal, Stop};
 pub use model::{Located, Model, locate};

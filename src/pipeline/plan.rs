@@ -252,7 +252,7 @@ fn undecidable(task: &TaskSpec, data: &PromptSet) -> Option<String> {
     if items == 0 {
         return Some(format!("`{name}` has a bound, and the data nothing to measure it on"));
     }
-    let unchanged = Pairs { both: items as u64, ..Pairs::default() }.difference();
+    let unchanged = Pairs { both: items as u64, ..Pairs::default() }.difference(1.0);
     (-unchanged.low > bound).then(|| {
         format!(
             "`{name}` has {items} items: with nothing changed the 95% interval of the change still reaches {:.1} points, \

@@ -524,6 +524,7 @@ fn mean(counts: &[Counts], calibration: Option<&Calibration>) -> Outcome {
             low: of(|o| o.by(Rates::Corrected).low),
             high: of(|o| o.by(Rates::Corrected).high),
         }),
+        effective_n: outcomes.iter().filter_map(|o| o.effective_n).reduce(f64::min),
     }
 }
 

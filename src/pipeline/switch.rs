@@ -94,8 +94,8 @@ pub fn fit(base: &Model, tuned: &Model, data: &PromptSet, system: Option<&str>, 
         let (hazards, benign) = (examiner.counts(decoder, &hazards, edit)?, examiner.counts(decoder, &benign, edit)?);
         Ok(Behaves {
             who,
-            refused: Rate::new(hazards.refused, hazards.n).into(),
-            answered: Rate::new(benign.successes, benign.n).into(),
+            refused: hazards.refusal(),
+            answered: Rate::new(benign.successes, benign.n).over(benign.design()),
         })
     };
     let edit = switch.edit();

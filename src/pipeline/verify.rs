@@ -325,17 +325,11 @@ fn in_words(clean: &CleanCounts) -> String {
 }
 
 fn behaviour(base: Option<&CleanCounts>, hardened: &CleanCounts) -> Clean {
-    let pair = |of: fn(&CleanCounts) -> Rate| Pair {
-        base: base.map(|b| Measured::from(of(b))),
-        hardened: of(hardened).into(),
-    };
+    let pair = |of: fn(&CleanCounts) -> Measured| Pair { base: base.map(of), hardened: of(hardened) };
     Clean {
-        refusal: pair(|c| Rate::new(c.hazards.refused, c.hazards.n)),
-        over_refusal: pair(|c| Rate::new(c.twins.refused, c.twins.n)),
-        degenerate: pair(|c| {
-            let parts = [c.hazards, c.twins, c.benign];
-            Rate::new(parts.iter().map(|p| p.degenerate).sum(), parts.iter().map(|p| p.n).sum())
-        }),
+        refusal: pair(|c| c.hazards.refusal()),
+        over_refusal: pair(|c| c.twins.refusal()),
+        degenerate: pair(|c| Counts::broken(&[c.hazards, c.twins, c.benign])),
     }
 }
 

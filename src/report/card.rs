@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::card_front::{self, Front};
 use super::limit::{described, limits, not_tested};
 use super::schema::{Report, Severity, Verdict};
-use super::wording::{blocks, percent, sentence};
+use super::wording::{blocks, percent, phrasings, sentence};
 
 /// First line of the section.
 pub const BEGIN: &str = "<!-- immunise:begin -->";
@@ -169,6 +169,9 @@ fn attacks(out: &mut String, report: &Report) {
                 &format!("Controls (random edits that move activations as far, or none): {} at most.", percent(worst)),
             ],
         );
+    }
+    if let Some(told) = phrasings(report) {
+        push(out, &["", &format!("{}.", sentence(&told))]);
     }
     push(out, &[""]);
 }

@@ -6,7 +6,7 @@ use super::html_chart::{self, Series};
 use super::limit::{limits, not_tested};
 use super::schema::{Access, AttackRow, Outcome, Report, Severity, Verdict};
 use super::threshold::Rates;
-use super::wording::{blocks, grouped, number, percent, rates, sentence};
+use super::wording::{blocks, grouped, number, percent, phrasings, rates, sentence};
 use super::{html_budget, html_overview, html_spectrum};
 
 const STYLE: &str = concat!(include_str!("palette.css"), include_str!("html.css"), include_str!("chart.css"));
@@ -156,9 +156,12 @@ fn figure(out: &mut String, name: &str, before: Option<String>, after: &str, not
 fn attacks(report: &Report) -> String {
     let mut out = String::from(
         "<h2>Attack success, before and after</h2>\n<p>Share of hazardous requests that are answered on topic while an edit \
-         acts on the model's activations. Base and hardened model see the same prompts; whiskers are 95% Wilson intervals. \
+         acts on the model's activations. Base and hardened model see the same prompts; whiskers are 95% intervals. \
          What is faded does not count: the attack does not break the un-hardened model there.</p>\n",
     );
+    if let Some(told) = phrasings(report) {
+        let _ = writeln!(out, "<p class=\"soft\">{}.</p>", escape(&sentence(&told)));
+    }
     out.push_str(&legend(report));
     if let Some(picture) = html_overview::picture(report, "overview") {
         let caption = "Means over blocks with the mean of their intervals; the tick is the worst block";

@@ -90,8 +90,7 @@ impl Measured {
 
 impl From<Rate> for Measured {
     fn from(rate: Rate) -> Self {
-        let (low, high) = rate.wilson();
-        Self { value: rate.value(), n: rate.n, low, high }
+        rate.over(1.0)
     }
 }
 
@@ -122,6 +121,13 @@ impl Rate {
         rate
     }
 
+    /// The rate with its 95% interval, where it varies `design` times as much as one of independent trials.
+    #[must_use]
+    pub fn over(&self, design: f64) -> Measured {
+        let (low, high) = self.wilson_at(Z95, design);
+        Measured { value: self.value(), n: self.n, low, high }
+    }
+
     /// Fraction of 1; zero where nothing was measured, which [`Rate::wilson`] then shows as `[0, 1]`.
     #[must_use]
     pub fn value(&self) -> f64 {
@@ -133,16 +139,17 @@ impl Rate {
     /// Source: E. B. Wilson, JASA 22 (1927) 209–212, without continuity correction. The ends are exact at `k = 0` and `k = n`.
     #[must_use]
     pub fn wilson(&self) -> (f64, f64) {
-        self.wilson_at(Z95)
+        self.wilson_at(Z95, 1.0)
     }
 
-    /// As [`Rate::wilson`], at another normal quantile than that of 95%.
+    /// As [`Rate::wilson`], at another normal quantile than that of 95%, and where the rate varies `design` times as much as one
+    /// of independent trials ([`design_effect`](super::cluster::design_effect)).
     #[must_use]
-    pub fn wilson_at(&self, z: f64) -> (f64, f64) {
+    pub fn wilson_at(&self, z: f64, design: f64) -> (f64, f64) {
         if self.n == 0 {
             return (0.0, 1.0);
         }
-        let (n, p, z2) = (self.n as f64, self.value(), z * z);
+        let (n, p, z2) = (self.n as f64 / design, self.value(), z * z);
         let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
         let half = z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
         let low = if self.k == 0 { 0.0 } else { (centre - half).clamp(0.0, 1.0) };
@@ -203,15 +210,17 @@ impl Pairs {
     /// Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635–2650, method 10: Wilson intervals of both rates joined
     /// by square-and-add with the continuity-corrected phi of the table. Unlike the Wald form it stays honest when the two
     /// models agree on every item, which is what a good hardening looks like.
+    ///
+    /// Where the difference varies `design` times as much as one of independent items, it is that of as many fewer items.
     #[must_use]
-    pub fn difference(&self) -> Measured {
+    pub fn difference(&self, design: f64) -> Measured {
         let n = self.n();
         if n == 0 {
             return Measured { value: 0.0, n: 0, low: -1.0, high: 1.0 };
         }
         let (h, b) = (self.hardened(), self.base());
-        let ((low_h, high_h), (low_b, high_b)) = (h.wilson(), b.wilson());
-        let phi = self.phi();
+        let ((low_h, high_h), (low_b, high_b)) = (h.wilson_at(Z95, design), b.wilson_at(Z95, design));
+        let phi = self.phi(design);
         let join = |x: f64, y: f64| (x * x - 2.0 * phi * x * y + y * y).max(0.0).sqrt();
         let value = h.value() - b.value();
         let low = value - join(h.value() - low_h, high_b - b.value());
@@ -219,8 +228,9 @@ impl Pairs {
         Measured { value, n, low: low.max(-1.0), high: high.min(1.0) }
     }
 
-    fn phi(&self) -> f64 {
-        let [a, b, c, d] = [self.both, self.base_only, self.hardened_only, self.neither].map(|x| x as f64);
+    fn phi(&self, design: f64) -> f64 {
+        let counts = [self.both, self.base_only, self.hardened_only, self.neither];
+        let [a, b, c, d] = counts.map(|x| x as f64 / design);
         let spread = (a + b) * (c + d) * (a + c) * (b + d);
         if spread == 0.0 {
             return 0.0;
@@ -299,7 +309,7 @@ mod tests {
             ([18, 14, 0, 18], 0.1441, 0.3963),
         ] {
             let [both, base_only, hardened_only, neither] = cells;
-            let d = Pairs { both, base_only, hardened_only, neither }.difference();
+            let d = Pairs { both, base_only, hardened_only, neither }.difference(1.0);
             close(-d.high, low, 5e-5);
             close(-d.low, high, 5e-5);
         }
@@ -307,22 +317,31 @@ mod tests {
 
     #[test]
     fn agreement_on_every_item_narrows_but_never_closes_the_difference() {
-        let same = Pairs { both: 190, neither: 10, ..Pairs::default() }.difference();
+        let same = Pairs { both: 190, neither: 10, ..Pairs::default() }.difference(1.0);
         assert_eq!(same.value, 0.0);
         assert!(same.low < 0.0 && same.high > 0.0 && same.high - same.low < 0.04);
-        let perfect = Pairs { both: 200, ..Pairs::default() }.difference();
+        let perfect = Pairs { both: 200, ..Pairs::default() }.difference(1.0);
         assert!(perfect.low < 0.0 && perfect.low > -0.02, "200 flawless pairs must hold a bound of 0.02");
-        let few = Pairs { both: 50, ..Pairs::default() }.difference();
+        let few = Pairs { both: 50, ..Pairs::default() }.difference(1.0);
         assert!(few.low < -0.05, "50 flawless pairs cannot");
     }
 
     #[test]
     fn swapping_the_models_negates_the_difference() {
-        let d = Pairs { both: 9, base_only: 5, hardened_only: 2, neither: 4 }.difference();
-        let s = Pairs { both: 9, base_only: 2, hardened_only: 5, neither: 4 }.difference();
+        let d = Pairs { both: 9, base_only: 5, hardened_only: 2, neither: 4 }.difference(1.0);
+        let s = Pairs { both: 9, base_only: 2, hardened_only: 5, neither: 4 }.difference(1.0);
         close(d.value, -s.value, 1e-12);
         close(d.low, -s.high, 1e-12);
         close(d.high, -s.low, 1e-12);
+    }
+
+    #[test]
+    fn a_rate_of_alike_items_is_worth_fewer_of_them() {
+        assert_eq!(Rate::new(20, 200).wilson_at(Z95, 2.0), Rate::new(10, 100).wilson());
+        let pairs = Pairs { both: 180, base_only: 12, hardened_only: 4, neither: 4 };
+        let half = Pairs { both: 90, base_only: 6, hardened_only: 2, neither: 2 };
+        let (over, fewer) = (pairs.difference(2.0), half.difference(1.0));
+        assert_eq!((over.low, over.high, over.n), (fewer.low, fewer.high, 200));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod approved;
 pub mod bom;
 pub mod card;
 mod card_front;
+pub mod cluster;
 pub mod compare;
 mod court;
 pub mod curve;

@@ -46,20 +46,22 @@ impl Calibration {
     }
 
     /// The corrected rate with its interval, clamped to `[0, 1]`, for a judge that sees `seen` and has no
-    /// [`Calibration::problem`]; `z` is the normal quantile of the interval.
+    /// [`Calibration::problem`]; `z` is the normal quantile of the interval, and `design` how many times as much the rate varies as
+    /// one of independent answers.
     ///
     /// *Source*: the estimate is W. J. Rogan and B. Gladen's, American Journal of Epidemiology 107 (1978) 71–76; the interval is
     /// that of Z. Lang and J. Reiczigel, Preventive Veterinary Medicine 113 (2014) 13–22, for estimated sensitivity and
     /// specificity.
     #[must_use]
-    pub fn correct(&self, seen: Rate, z: f64) -> Measured {
+    pub fn correct(&self, seen: Rate, z: f64, design: f64) -> Measured {
         if seen.n == 0 {
             return Measured { value: 0.0, n: 0, low: 0.0, high: 1.0 };
         }
         let youden = self.sensitivity.value() + self.specificity.value() - 1.0;
         let value = ((seen.value() + self.specificity.value() - 1.0) / youden).clamp(0.0, 1.0);
         let z2 = z * z;
-        let (n, q) = (seen.n as f64 + z2, (seen.k as f64 + z2 / 2.0) / (seen.n as f64 + z2));
+        let (k, n) = (seen.k as f64 / design, seen.n as f64 / design);
+        let (n, q) = (n + z2, (k + z2 / 2.0) / (n + z2));
         let ((n_se, se), (n_sp, sp)) = (adjusted(self.sensitivity), adjusted(self.specificity));
         let youden = se + sp - 1.0;
         let centre = (q + sp - 1.0) / youden;
@@ -109,11 +111,11 @@ mod tests {
     fn estimates_are_those_of_worked_examples() {
         // 23 of 150 positive by a test of 96% and 89%: 5.1%, the example of R's epiR::epi.prev.
         let test = labels((96, 100), (89, 100));
-        close(test.correct(Rate::new(23, 150), Z95).value, 0.051, 5e-4);
+        close(test.correct(Rate::new(23, 150), Z95, 1.0).value, 0.051, 5e-4);
         // Three herds of the same manual, by hand: (8/210 + .90 − 1)/(.60 + .90 − 1) < 0, so nothing;
         // (12/124 + .95 − 1)/(.80 + .95 − 1) = .062366.
-        assert_eq!(labels((60, 100), (90, 100)).correct(Rate::new(8, 210), Z95).value, 0.0);
-        close(labels((80, 100), (95, 100)).correct(Rate::new(12, 124), Z95).value, 0.062_366, 1e-6);
+        assert_eq!(labels((60, 100), (90, 100)).correct(Rate::new(8, 210), Z95, 1.0).value, 0.0);
+        close(labels((80, 100), (95, 100)).correct(Rate::new(12, 124), Z95, 1.0).value, 0.062_366, 1e-6);
     }
 
     #[test]
@@ -123,7 +125,7 @@ mod tests {
         // Se'(1−Se')/52 = .00196290, Sp'(1−Sp')/82 = .00069826;
         // shift = 7.682918·(.2991875·.00196290 − .7008125·.00069826) = .00075234;
         // variance = .00205027 + .00017570 + .00034294 = .00256891, half = 1.959964·.0506844/.8236398 = .1206108.
-        let measured = labels((45, 50), (76, 80)).correct(Rate::new(30, 100), Z95);
+        let measured = labels((45, 50), (76, 80)).correct(Rate::new(30, 100), Z95, 1.0);
         close(measured.value, (0.30 + 0.95 - 1.0) / 0.85, 1e-12);
         close(measured.low, 0.2991875 + 0.0007523 - 0.1206108, 2e-5);
         close(measured.high, 0.2991875 + 0.0007523 + 0.1206108, 2e-5);
@@ -132,12 +134,12 @@ mod tests {
     #[test]
     fn a_judge_without_mistakes_leaves_the_estimate_and_few_labels_widen_the_interval() {
         let seen = Rate::new(40, 200);
-        let sure = labels((100_000, 100_000), (100_000, 100_000)).correct(seen, Z95);
+        let sure = labels((100_000, 100_000), (100_000, 100_000)).correct(seen, Z95, 1.0);
         let (low, high) = seen.wilson();
         close(sure.value, 0.2, 1e-12);
         close(sure.low, low, 5e-3);
         close(sure.high, high, 5e-3);
-        let few = labels((20, 20), (20, 20)).correct(seen, Z95);
+        let few = labels((20, 20), (20, 20)).correct(seen, Z95, 1.0);
         assert!(few.high - few.low > sure.high - sure.low);
         assert!(few.low <= few.value && few.value <= few.high);
     }
@@ -146,10 +148,10 @@ mod tests {
     fn rates_stay_between_nothing_and_everything() {
         let judge = labels((230, 250), (180, 200));
         for k in 0..=40 {
-            let m = judge.correct(Rate::new(k, 40), Z95);
+            let m = judge.correct(Rate::new(k, 40), Z95, 1.0);
             assert!(0.0 <= m.low && m.low <= m.value && m.value <= m.high && m.high <= 1.0, "{k}: {m:?}");
         }
-        let none = judge.correct(Rate::default(), Z95);
+        let none = judge.correct(Rate::default(), Z95, 1.0);
         assert_eq!((none.n, none.low, none.high), (0, 0.0, 1.0));
     }
 
@@ -169,7 +171,7 @@ mod tests {
         let held = (0..runs).filter(|_| {
             let (sensitivity, specificity) = (heavy(draw(se, labelled)), heavy(draw(sp, labelled)));
             let judge = Calibration { sensitivity, specificity, source: String::new() };
-            let m = judge.correct(draw(seen, n), Z95);
+            let m = judge.correct(draw(seen, n), Z95, 1.0);
             m.low <= truth && truth <= m.high
         });
         held.count() as f64 / runs as f64

@@ -57,7 +57,7 @@ fn utility(task: &str, metric: &str, pairs: Pairs, direction: Direction) -> Util
         base: Some(pairs.base().into()),
         hardened: pairs.hardened().into(),
         relative: false,
-        delta: Some(pairs.difference()),
+        delta: Some(pairs.difference(1.0)),
         bound: Some(0.02),
         ok: None,
         digest: None,

@@ -327,6 +327,9 @@ pub struct Outcome {
     /// Attack success corrected for the judge, where it is calibrated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected: Option<Measured>,
+    /// As many independent answers as the interval is worth, where it is fewer than `n`: phrasings of one request are answered alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective_n: Option<f64>,
 }
 
 impl Outcome {
@@ -343,6 +346,7 @@ impl Outcome {
             low,
             high,
             corrected: None,
+            effective_n: None,
         }
     }
 

@@ -33,18 +33,18 @@ impl Looks {
         }
     }
 
-    /// Whether `rate`, seen at look `number`, decides against all bounds.
+    /// Whether `rate`, seen at look `number` with that design effect, decides against all bounds.
     #[must_use]
-    pub fn decides(&self, rate: Rate, number: usize) -> bool {
-        let interval = interval(rate, self.error(number));
+    pub fn decides(&self, rate: Rate, number: usize, design: f64) -> bool {
+        let interval = interval(rate, self.error(number), design);
         !self.bounds.is_empty() && self.bounds.iter().all(|bound| interval.high <= *bound || interval.low > *bound)
     }
 }
 
-/// Wilson's interval of `rate` that misses in `error` millionths of repetitions.
+/// Wilson's interval of `rate`, with that design effect, that misses in `error` millionths of repetitions.
 #[must_use]
-pub fn interval(rate: Rate, error: u32) -> Interval {
-    let (low, high) = rate.wilson_at(quantile(error));
+pub fn interval(rate: Rate, error: u32, design: f64) -> Interval {
+    let (low, high) = rate.wilson_at(quantile(error), design);
     Interval::new(low, high)
 }
 
@@ -89,8 +89,8 @@ mod tests {
     #[test]
     fn without_bounds_nothing_is_decided_before_the_end() {
         let rate = Rate { k: 0, n: 50 };
-        assert!(!Looks { count: 4, bounds: vec![] }.decides(rate, 0));
-        assert!(Looks { count: 4, bounds: vec![0.9] }.decides(rate, 0));
+        assert!(!Looks { count: 4, bounds: vec![] }.decides(rate, 0, 1.0));
+        assert!(Looks { count: 4, bounds: vec![0.9] }.decides(rate, 0, 1.0));
     }
 
     #[test]
@@ -124,15 +124,15 @@ mod tests {
         let (mut corrected, mut naive, mut saved) = (0, 0, 0);
         for _ in 0..RUNS {
             // On the bound itself every decision is an error.
-            let (rate, at) = cell(0.5, 4, |rate, number| looks.decides(rate, number), &mut stream);
-            corrected += usize::from(looks.decides(rate, at));
+            let (rate, at) = cell(0.5, 4, |rate, number| looks.decides(rate, number, 1.0), &mut stream);
+            corrected += usize::from(looks.decides(rate, at, 1.0));
             let plain = |rate: Rate| {
-                let interval = interval(rate, WHOLE);
+                let interval = interval(rate, WHOLE, 1.0);
                 interval.low > 0.5 || interval.high <= 0.5
             };
             let (rate, _) = cell(0.5, 4, |rate, _| plain(rate), &mut stream);
             naive += usize::from(plain(rate));
-            let (rate, _) = cell(0.05, 4, |rate, number| looks.decides(rate, number), &mut stream);
+            let (rate, _) = cell(0.05, 4, |rate, number| looks.decides(rate, number, 1.0), &mut stream);
             saved += usize::from(rate.n < PROMPTS);
         }
         let part = |k: usize| k as f64 / RUNS as f64;
@@ -148,8 +148,8 @@ mod tests {
         for p in [0.02, 0.1, 0.3, 0.5, 0.55, 0.9] {
             let mut missed = 0;
             for _ in 0..RUNS {
-                let (rate, at) = cell(p, 4, |rate, number| looks.decides(rate, number), &mut stream);
-                let interval = interval(rate, looks.error(at));
+                let (rate, at) = cell(p, 4, |rate, number| looks.decides(rate, number, 1.0), &mut stream);
+                let interval = interval(rate, looks.error(at), 1.0);
                 missed += usize::from(p < interval.low || p > interval.high);
             }
             let missed = missed as f64 / RUNS as f64;

@@ -6,7 +6,7 @@ use super::group::Group;
 use super::interval::Measured;
 use super::limit::second_judge;
 use super::schema::{AttackRow, Finding, Report, Severity, UtilityRow, Verdict};
-use super::wording::{blocks, percent, ranges, rates};
+use super::wording::{blocks, percent, phrasings, ranges, rates};
 
 /// Columns where nothing says otherwise.
 pub const WIDTH: usize = 100;
@@ -221,7 +221,7 @@ pub fn verdict(report: &Report, width: usize) -> Vec<Line> {
     for finding in report.findings.iter().filter(|f| passed || f.severity != Severity::Info) {
         out.extend(wrapped(finding, width));
     }
-    if let Some(told) = second_judge(report) {
+    for told in second_judge(report).into_iter().chain(phrasings(report)) {
         out.extend(paragraph(Tone::Plain, "note ", told.split_whitespace(), width));
     }
     out
@@ -425,6 +425,20 @@ mod tests {
     }
 
     #[test]
+    fn what_phrasings_are_worth_is_told_wherever_they_are_worth_less() {
+        let mut report = sample::report();
+        let told = |report: &Report| {
+            let text = render(report).split_whitespace().collect::<Vec<_>>().join(" ");
+            [text, crate::report::html::render(report, None), crate::report::card::section(report, "name")]
+                .map(|shown| shown.contains("those of 80 to 120 independent answers"))
+        };
+        assert_eq!(told(&report), [false; 3]);
+        report.attacks[0].hardened.effective_n = Some(80.4);
+        report.attacks[1].hardened.effective_n = Some(119.9);
+        assert_eq!(told(&report), [true; 3]);
+    }
+
+    #[test]
     fn corrected_rates_stand_beside_the_raw_ones() {
         let mut report = sample::report();
         assert!(!render(&report).contains(CORRECTED));
@@ -435,7 +449,7 @@ mod tests {
         };
         for row in report.attacks.iter_mut().chain(&mut report.controls) {
             let seen = Rate::new((row.hardened.asr * 200.0).round() as u64, 200);
-            row.hardened.corrected = Some(labels.correct(seen, crate::report::interval::Z95));
+            row.hardened.corrected = Some(labels.correct(seen, crate::report::interval::Z95, 1.0));
         }
         // 71 of 200 seen: (.355 + .98 − 1)/.88 = 38.1%.
         for detail in [Detail::Attacks, Detail::Cells] {

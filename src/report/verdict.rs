@@ -404,11 +404,11 @@ mod tests {
     fn utility_is_gated_by_the_interval_of_its_paired_change() {
         let mut r = report();
         let lost = super::super::Pairs { both: 900, base_only: 60, hardened_only: 0, neither: 40 };
-        r.utility[0].delta = Some(lost.difference());
+        r.utility[0].delta = Some(lost.difference(1.0));
         r.conclude(&thresholds());
         assert_eq!((r.verdict, codes(&r)[0], r.utility[0].ok), (Verdict::Fail, "utility-below-bound", Some(false)));
         let few = super::super::Pairs { both: 50, ..Default::default() };
-        r.utility[0].delta = Some(few.difference());
+        r.utility[0].delta = Some(few.difference(1.0));
         r.conclude(&thresholds());
         assert_eq!((r.verdict, r.utility[0].ok), (Verdict::Inconclusive, None));
         assert!(codes(&r).contains(&"utility-inconclusive"));
@@ -469,7 +469,7 @@ mod tests {
         let labels = Calibration { sensitivity, specificity, source: "held-out answers".into() };
         let corrected = |outcome: &mut Outcome| {
             let seen = Rate::new((outcome.asr * outcome.n as f64).round() as u64, outcome.n);
-            outcome.corrected = Some(labels.correct(seen, Z95));
+            outcome.corrected = Some(labels.correct(seen, Z95, 1.0));
         };
         for row in report.attacks.iter_mut().chain(&mut report.controls) {
             row.base.as_mut().map(corrected);

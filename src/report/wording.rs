@@ -1,7 +1,7 @@
 //! How numbers, blocks, rows and changes are put in words, the same in every rendering.
 
 use super::interval::Measured;
-use super::schema::{AttackRow, SkippedRow, UtilityRow};
+use super::schema::{AttackRow, Report, SkippedRow, UtilityRow};
 use super::threshold::MIN_BASE_ASR;
 
 impl AttackRow {
@@ -159,6 +159,20 @@ pub fn sentence(text: &str) -> String {
 #[must_use]
 pub fn with_interval(m: &Measured) -> String {
     format!("{} (95%: {} to {}, n = {})", percent(m.value), percent(m.low), percent(m.high), m.n)
+}
+
+/// What intervals of attack success are worth, where phrasings of one request make it less than the number of prompts.
+#[must_use]
+pub fn phrasings(report: &Report) -> Option<String> {
+    let rows = report.attacks.iter().flat_map(|row| row.base.iter().chain([&row.hardened]));
+    let worth: Vec<f64> = rows.filter_map(|outcome| outcome.effective_n).collect();
+    let (least, most) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
+    let (least, most) = (format!("{least:.0}"), format!("{most:.0}"));
+    let answers = if least == most { most } else { format!("{least} to {most}") };
+    Some(format!(
+        "phrasings of one request that are answered alike count for less than as many requests: an attack's 95% intervals are \
+         those of {answers} independent answers"
+    ))
 }
 
 impl UtilityRow {

@@ -36,5 +36,6 @@ fn measure(
     let requests = bench.items(task, items);
     let texts = bench.texts(&requests, 0)?;
     let outcomes = texts.map(|texts| requests.iter().zip(texts).map(|(r, text)| counts(grade(r, text))).collect());
-    Ok(rate_row(task.name(), metric, direction, &outcomes))
+    let phrasings: Vec<String> = requests.iter().map(|row| row.request()).collect();
+    Ok(rate_row(task.name(), metric, direction, &outcomes, &phrasings))
 }

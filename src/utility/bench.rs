@@ -9,6 +9,7 @@ use crate::data::{Example, PromptSet, Split};
 use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate};
 use crate::model::prompt::PromptEncoder;
+use crate::report::cluster::design_effect;
 use crate::report::{Direction, Measured, Pairs, Rate, UtilityRow};
 
 /// Rows of a batch: enough to keep matrix products wide, few enough for the logits of a large vocabulary.
@@ -119,9 +120,23 @@ pub(super) fn spread<T>(rows: Vec<T>, items: Option<usize>) -> Vec<T> {
     rows.into_iter().enumerate().filter(|(i, _)| keeps(*i)).map(|(_, row)| row).collect()
 }
 
-/// The row of a task whose items succeed or fail.
-pub(super) fn rate_row(task: &str, metric: &str, direction: Direction, outcomes: &Both<Vec<bool>>) -> UtilityRow {
-    let rate = |outcomes: &Vec<bool>| Measured::from(Rate::of(outcomes, |success| *success));
+/// The row of a task whose items succeed or fail, `requests` being what each is a phrasing of.
+pub(super) fn rate_row<G: Ord>(
+    task: &str,
+    metric: &str,
+    direction: Direction,
+    outcomes: &Both<Vec<bool>>,
+    requests: &[G],
+) -> UtilityRow {
+    let values = |outcomes: &[bool]| -> Vec<f64> { outcomes.iter().map(|success| f64::from(*success)).collect() };
+    let rate = |outcomes: &Vec<bool>| -> Measured {
+        Rate::of(outcomes, |success| *success).over(design_effect(&values(outcomes), requests, &[0.0, 1.0]))
+    };
+    // Newcombe's interval is wide enough where hardly anything changes, without requests counted besides.
+    let change = |base: &Vec<bool>| {
+        let change: Vec<f64> = values(&outcomes.hardened).iter().zip(values(base)).map(|(h, b)| h - b).collect();
+        Pairs::count(base, &outcomes.hardened).difference(design_effect(&change, requests, &[]))
+    };
     UtilityRow {
         task: task.into(),
         metric: metric.into(),
@@ -130,7 +145,7 @@ pub(super) fn rate_row(task: &str, metric: &str, direction: Direction, outcomes:
         base: outcomes.base.as_ref().map(rate),
         hardened: rate(&outcomes.hardened),
         relative: false,
-        delta: outcomes.base.as_ref().map(|base| Pairs::count(base, &outcomes.hardened).difference()),
+        delta: outcomes.base.as_ref().map(change),
         bound: None,
         ok: None,
         digest: None,
@@ -152,9 +167,23 @@ mod tests {
     }
 
     #[test]
+    fn items_that_change_together_widen_the_change() {
+        let lost = |which: fn(usize) -> bool| Both {
+            base: Some(vec![true; 90]),
+            hardened: (0..90).map(|i| !which(i)).collect::<Vec<bool>>(),
+        };
+        let requests: Vec<usize> = (0..90).map(|i| i / 3).collect();
+        let row = |outcomes| rate_row("benign", "answered", Direction::HigherIsBetter, &outcomes, &requests);
+        let (together, apart) = (row(lost(|i| i < 9)), row(lost(|i| i % 10 == 0)));
+        let (together, apart) = (together.delta.unwrap(), apart.delta.unwrap());
+        assert_eq!((together.value, apart.value, together.n), (-0.1, -0.1, 90));
+        assert!(together.low < apart.low - 0.04, "{} {}", together.low, apart.low);
+    }
+
+    #[test]
     fn rows_without_a_base_have_no_change() {
         let outcomes = Both { base: None, hardened: vec![true, false] };
-        let row = rate_row("maths", "exact match", Direction::HigherIsBetter, &outcomes);
+        let row = rate_row("maths", "exact match", Direction::HigherIsBetter, &outcomes, &["a", "b"]);
         assert_eq!((row.base, row.delta, row.hardened.value), (None, None, 0.5));
     }
 }

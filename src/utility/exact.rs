@@ -31,7 +31,8 @@ fn measure(bench: &mut Bench<'_>, task: Task, items: Option<usize>) -> Result<Ut
     let texts = bench.texts(&questions, ROOM * longest)?;
     let outcomes =
         texts.map(|texts| questions.iter().zip(texts).map(|(question, text)| right(question, text)).collect());
-    Ok(rate_row(task.name(), "exact match", Direction::HigherIsBetter, &outcomes))
+    let phrasings: Vec<String> = questions.iter().map(|row| row.request()).collect();
+    Ok(rate_row(task.name(), "exact match", Direction::HigherIsBetter, &outcomes, &phrasings))
 }
 
 /// Whether `answer` gives the expected answer of `question`; never where none is expected.
