@@ -78,7 +78,7 @@ impl Compute {
     }
 }
 
-/// The recipe that `text` means: a file, or the name of one inside the binary.
+/// The recipe that `text` means: a file, or the name of one inside the binary, or of the family that one is made for.
 pub fn recipe(text: &str, overrides: &[String]) -> Result<Recipe> {
     raw_recipe(text)?.with_overrides(overrides)?.validate()
 }
@@ -86,22 +86,29 @@ pub fn recipe(text: &str, overrides: &[String]) -> Result<Recipe> {
 /// As [`recipe`], before it is checked.
 pub fn raw_recipe(text: &str) -> Result<RawRecipe> {
     let path = Path::new(text);
-    let embedded = EMBEDDED.iter().any(|(name, _)| *name == text) && !path.exists();
+    let embedded = embedded_name(text).filter(|_| !path.exists());
     if path.is_dir() {
         let hint = format!("`immunise recipe new {text}` makes a recipe for a model");
         return Err(Error::file(path, "expected a recipe, got a folder").hint(hint));
     }
-    if embedded || !(path.exists() || looks_like_file(path)) {
-        RawRecipe::embedded(text)
-    } else {
-        RawRecipe::load(path)
+    match embedded {
+        Some(name) => RawRecipe::embedded(name),
+        None if path.exists() || looks_like_file(path) => RawRecipe::load(path),
+        None => RawRecipe::embedded(text),
     }
+}
+
+/// The recipe inside the binary that `text` names: by its own name, or by the `model_type` that it is made for, as
+/// `immunise list families` has it.
+pub fn embedded_name(text: &str) -> Option<&'static str> {
+    let named = |wanted: &str| EMBEDDED.iter().map(|(name, _)| *name).find(|name| *name == wanted);
+    named(text).or_else(|| named(&Recipe::for_model_type(text)?.name))
 }
 
 /// Whether `text` means a recipe rather than a model.
 pub fn means_recipe(text: &str) -> bool {
     let path = Path::new(text);
-    path.is_file() || (!path.is_dir() && (looks_like_file(path) || EMBEDDED.iter().any(|(name, _)| *name == text)))
+    path.is_file() || (!path.is_dir() && (looks_like_file(path) || embedded_name(text).is_some()))
 }
 
 fn looks_like_file(path: &Path) -> bool {
@@ -141,5 +148,16 @@ mod tests {
         assert_eq!(recipe("demo", &["seed=7".into()]).unwrap().seed, 7);
         assert_eq!(recipe("dmeo", &[]).unwrap_err().exit_code(), 2);
         assert_eq!(recipe("missing.yaml", &[]).unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn every_family_that_is_listed_names_its_recipe() {
+        for family in crate::model::families::names() {
+            let recipe = recipe(family, &[]).unwrap();
+            assert_eq!(recipe.matches.map(|matches| matches.model_type).as_deref(), Some(family));
+            assert!(means_recipe(family), "{family}");
+        }
+        assert_eq!(embedded_name("gemma3_text"), Some("gemma3"));
+        assert_eq!(embedded_name("gemma3"), Some("gemma3"));
     }
 }

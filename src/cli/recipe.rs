@@ -43,7 +43,7 @@ enum Command {
     },
     /// Check a recipe and report every problem at once; its prompts are read too.
     Check {
-        /// A file, or the name of a recipe inside the binary.
+        /// A file, or the name of a recipe inside the binary or of a family (`immunise list families`).
         recipe: String,
         /// Change a value first; may be repeated.
         #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -51,7 +51,7 @@ enum Command {
     },
     /// Print a recipe with every default written out, and where each value came from.
     Show {
-        /// A file, or the name of a recipe inside the binary.
+        /// A file, or the name of a recipe inside the binary or of a family (`immunise list families`).
         recipe: String,
         /// Change a value first; may be repeated.
         #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -73,8 +73,8 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
                 Some(model) => fitted_to(model, screen)?,
                 None => {
                     // Validates the name with its suggestions; the text itself keeps its comments.
-                    let name = Recipe::for_model_type(family).map_or_else(|| family.clone(), |recipe| recipe.name);
-                    RawRecipe::embedded(&name)?;
+                    let name = arguments::embedded_name(family).unwrap_or(family);
+                    RawRecipe::embedded(name)?;
                     EMBEDDED.iter().find(|(known, _)| *known == name).map_or(String::new(), |(_, text)| (*text).into())
                 }
             };
