@@ -354,7 +354,8 @@ pub fn measure_hardened(
         grid.check_artefacts(hardened.decoder)?;
     }
     let range = Range { bench, units, base: base.map(|(base, _)| base) };
-    let progress = Progress::start("attack hardened", grid.len(), observer);
+    let (stage, refitted) = if base.is_some() { ("attack hardened", "re-fitted asr") } else { ("attack model", "asr") };
+    let progress = Progress::start(stage, grid.len(), observer);
     let of_base: Vec<Option<&(Fitted, Counts)>> = match base {
         Some((_, cells)) => cells.iter().map(Some).collect(),
         None => vec![None; grid.len()],
@@ -380,7 +381,7 @@ pub fn measure_hardened(
         if adaptive || (fixed && base.is_none()) {
             let fitted = range.fit(cell, hardened, Side::Hardened, base.map(|(fitted, _)| fitted))?;
             let counts = range.score(cell, hardened, &fitted)?;
-            found.push(format!("re-fitted asr {}", percent(counts.success())));
+            found.push(format!("{refitted} {}", percent(counts.success())));
             let fitted = match base {
                 Some((before, _)) => beside_base(fitted, before),
                 None => fitted,

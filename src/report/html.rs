@@ -17,7 +17,7 @@ const UNFOLDED: usize = 16;
 /// The page; `recipe` is shown as text at its end.
 #[must_use]
 pub fn render(report: &Report, recipe: Option<&str>) -> String {
-    let title = format!("Hardening report: {}", report.base.source);
+    let title = format!("Hardening report: {}", report.title());
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en-GB\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -73,7 +73,7 @@ fn prose(text: &str) -> String {
 fn head(report: &Report) -> String {
     let mut out = format!(
         "<p class=\"eyebrow\">Hardening report</p>\n<h1>{}</h1>\n<p class=\"soft\">{}</p>\n",
-        escape(&report.base.source),
+        escape(report.title()),
         report.base.revision.as_deref().map_or_else(
             || "Measured on the files as written.".into(),
             |commit| format!("Base revision <code>{}</code>. Measured on the files as written.", escape(commit))
@@ -207,7 +207,7 @@ fn legend(report: &Report) -> String {
     };
     let mut out = String::from("<ul class=\"legend\">\n");
     for series in Series::ALL {
-        out.push_str(&key(&series.mark(8.0, 8.0), series.label()));
+        out.push_str(&key(&series.mark(8.0, 8.0), &series.label(report)));
     }
     if report.attacks.iter().any(|row| row.bound.is_some()) {
         out.push_str(&key(r#"<line class="limit" x1="0" x2="16" y1="8" y2="8"/>"#, "bound"));
@@ -238,18 +238,20 @@ fn every_row(report: &Report) -> String {
     let mut out = format!(
         "<details{open}><summary>All {} rows</summary>{}<table><thead><tr><th scope=\"col\">attack</th>\
          <th scope=\"col\">block</th><th scope=\"col\">positions</th><th scope=\"col\">fitted on</th><th scope=\"col\" class=\"n\">\
-         un-hardened (95%)</th><th scope=\"col\" class=\"n\">hardened (95%)</th>{}<th scope=\"col\" \
+         un-hardened (95%)</th><th scope=\"col\" class=\"n\">{} (95%)</th>{}<th scope=\"col\" \
          class=\"n\">degenerate</th><th scope=\"col\" class=\"n\">n</th></tr></thead><tbody>\n",
         all.len(),
         scroll("every row"),
+        report.subject(),
         if corrected { "<th scope=\"col\" class=\"n\">corrected for the judge (95%)</th>" } else { "" }
     );
     for row in all {
         let dim = if row.applicable || row.ungated { "" } else { " class=\"dim\"" };
         let fitted = match (row.control, row.adaptive) {
             (true, _) => "control",
-            (_, true) => "hardened",
-            _ => "base",
+            (_, true) => report.subject(),
+            _ if report.has_base() => "base",
+            _ => "–",
         };
         let after = row.hardened;
         let _ = writeln!(
@@ -288,9 +290,10 @@ fn price(report: &Report) -> String {
     let mut out = format!(
         "<h2>What it cost</h2>\n<p>The same items on both models, without any attack; changes are paired, item by item. The \
          dashed line is the bound, the thin one no change.</p>\n{}<table><thead><tr><th scope=\"col\">task</th>\
-         <th scope=\"col\" class=\"n\">un-hardened</th><th scope=\"col\" class=\"n\">hardened</th><th scope=\"col\" class=\"n\">change \
+         <th scope=\"col\" class=\"n\">un-hardened</th><th scope=\"col\" class=\"n\">{}</th><th scope=\"col\" class=\"n\">change \
          (95%)</th><td></td><th scope=\"col\" class=\"n\">bound</th><th scope=\"col\">gate</th></tr></thead><tbody>\n",
-        scroll("what it cost")
+        scroll("what it cost"),
+        report.subject()
     );
     let dash = || "–".to_owned();
     for (name, pair) in [
@@ -406,7 +409,7 @@ fn provenance(report: &Report, recipe: Option<&str>) -> String {
         digests.iter().map(|(file, digest)| (format!("{which}: {file}"), digest.clone())).collect::<Vec<_>>()
     };
     let facts = facts.into_iter().map(|(name, value)| (name.to_owned(), value));
-    let all = facts.chain(files("base", &report.base.digests)).chain(files("hardened", &report.hardened.digests));
+    let all = facts.chain(files("base", &report.base.digests)).chain(files(report.subject(), &report.hardened.digests));
     for (name, value) in all {
         let _ = writeln!(
             out,

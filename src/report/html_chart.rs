@@ -33,13 +33,14 @@ impl Series {
     pub const ALL: [Self; 4] = [Self::Base, Self::Frozen, Self::Refitted, Self::Control];
 
     /// Words for the legend.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Base => "un-hardened",
-            Self::Frozen => "hardened, frozen edit",
-            Self::Refitted => "hardened, re-fitted edit",
-            Self::Control => "hardened, random control",
-        }
+    pub fn label(self, report: &Report) -> String {
+        let edit = match self {
+            Self::Base => return "un-hardened".into(),
+            Self::Frozen => "frozen edit",
+            Self::Refitted => "re-fitted edit",
+            Self::Control => "random control",
+        };
+        format!("{}, {edit}", report.subject())
     }
 
     /// Its class in the style sheet.
@@ -104,7 +105,7 @@ pub fn attack(report: &Report, rows: &[&AttackRow], id: &str) -> Option<String> 
             let class = if counts { "" } else { r#" class="faded""# };
             let _ =
                 write!(body, "<g{class}>{}{}</g>", whisker(series, x, &outcome, y), series.mark(x, y(outcome.value)));
-            let _ = write!(words, "{} {}, ", series.label(), percent(outcome.value));
+            let _ = write!(words, "{} {}, ", series.label(report), percent(outcome.value));
         }
         words.truncate(words.trim_end_matches([',', ' ']).len());
         words.push_str(". ");

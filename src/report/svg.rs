@@ -21,11 +21,12 @@ pub fn render(report: &Report) -> String {
     let mut x = 0.0;
     let mut legend = String::new();
     for series in series {
-        legend += &format!(r#"{}<text x="{}" y="4">{}</text>"#, series.mark(x + 6.0, 0.0), x + 18.0, series.label());
-        x += 46.0 + 6.6 * series.label().len() as f64;
+        let label = series.label(report);
+        legend += &format!(r#"{}<text x="{}" y="4">{label}</text>"#, series.mark(x + 6.0, 0.0), x + 18.0);
+        x += 46.0 + 6.6 * label.len() as f64;
     }
     let n = report.attacks.iter().map(|row| row.hardened.n).max().unwrap_or(0);
-    let title = format!("{}: attack success before and after hardening", report.base.source);
+    let title = format!("{}: attack success before and after hardening", report.title());
     let note =
         format!("Verdict: {}. Means over blocks with 95% intervals, n = {n} requests a block.", report.verdict.word());
     format!(

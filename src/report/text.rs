@@ -75,7 +75,8 @@ pub fn lines(report: &Report, detail: Detail, width: usize) -> Vec<Line> {
 /// A row per curve: the gradient evaluations with which the attack succeeds half of the time.
 #[must_use]
 pub fn budgets(report: &Report, width: usize) -> Vec<Line> {
-    let head = ["gradient evaluations to 50%", "block", "positions", "un-hardened (95%)", "hardened (95%)"];
+    let subject = subject(report);
+    let head = ["gradient evaluations to 50%", "block", "positions", "un-hardened (95%)", &subject];
     let rows = report.summary.curves.iter().map(|curve| {
         let most = curve.points.last().map_or(0, |point| point.gradient_evaluations);
         let cells = vec![
@@ -113,14 +114,14 @@ pub fn render(report: &Report) -> String {
 #[must_use]
 pub fn summary(report: &Report, width: usize) -> Vec<Line> {
     let corrected = report.has_corrected();
-    let mut head = vec!["attack", "fitted on", "positions", "un-hardened", "hardened (95%)", "worst block"];
+    let subject = subject(report);
+    let mut head = vec!["attack", "fitted on", "positions", "un-hardened", &subject, "worst block"];
     if corrected {
         head.insert(5, CORRECTED);
     }
     let rows = report.groups().into_iter().map(|group| {
         let first = group.first();
-        let fitted = if first.adaptive { "hardened" } else { "base" };
-        let mut cells = vec![first.name.clone(), fitted.into(), first.positions.clone()];
+        let mut cells = vec![first.name.clone(), fitted_on(report, first), first.positions.clone()];
         match (group.base(), group.hardened()) {
             (base, Some(after)) => {
                 cells.push(base.map_or_else(|| "-".into(), |base| percent(base.value)));
@@ -137,6 +138,17 @@ pub fn summary(report: &Report, width: usize) -> Vec<Line> {
     table(&head, 3, &["positions", "un-hardened"], width, rows.collect())
 }
 
+/// Head of the column of the model that was measured.
+fn subject(report: &Report) -> String {
+    format!("{} (95%)", report.subject())
+}
+
+/// The model that a row's edit was fitted on; without a base an edit that was given was fitted on neither.
+fn fitted_on(report: &Report, row: &AttackRow) -> String {
+    let base = if report.has_base() { "base" } else { "-" };
+    if row.adaptive { report.subject().into() } else { base.into() }
+}
+
 /// Head of the column of rates corrected for the judge.
 const CORRECTED: &str = "corrected (95%)";
 
@@ -150,7 +162,8 @@ fn worst(group: &Group<'_>) -> String {
 #[must_use]
 pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
     let corrected = report.has_corrected();
-    let mut head = vec!["attack", "block", "positions", "fitted on", "un-hardened", "hardened (95%)", "control"];
+    let subject = subject(report);
+    let mut head = vec!["attack", "block", "positions", "fitted on", "un-hardened", &subject, "control"];
     let repeated = report.has_repetitions();
     if corrected {
         head.insert(6, CORRECTED);
@@ -163,7 +176,7 @@ pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
             row.name.clone(),
             ranges(&row.layers),
             row.positions.clone(),
-            if row.adaptive { "hardened".into() } else { "base".into() },
+            fitted_on(report, row),
             row.base.map_or_else(|| "-".into(), |base| percent(base.asr)),
             interval(&row.hardened.measured()),
             report.control_of(row).map_or_else(|| "-".into(), |control| percent(control.hardened.asr)),
@@ -182,7 +195,8 @@ pub fn attacks(report: &Report, width: usize) -> Vec<Line> {
 /// Clean behaviour and a row per utility task.
 #[must_use]
 pub fn price(report: &Report, width: usize) -> Vec<Line> {
-    let head = ["without an attack", "un-hardened", "hardened (95%)", "change (95%)", "bound", "holds"];
+    let subject = subject(report);
+    let head = ["without an attack", "un-hardened", &subject, "change (95%)", "bound", "holds"];
     let clean = [
         ("hazards refused", report.clean.refusal),
         ("twins refused", report.clean.over_refusal),
@@ -390,6 +404,29 @@ mod tests {
         for part in ["noreft r2 p80", "hardened", "98.5%", "35.5% (29.2 to 42.3)", "0.0%"] {
             assert!(line.contains(part), "{part} in {line}");
         }
+    }
+
+    #[test]
+    fn a_model_without_a_base_is_not_called_hardened() {
+        let mut report = sample::report();
+        let tables = |report: &Report| {
+            let lines = [attacks(report, WIDTH), summary(report, WIDTH), price(report, WIDTH)].concat();
+            lines.into_iter().map(|line| line.text + "\n").collect::<String>()
+        };
+        assert_eq!(tables(&report).matches("  hardened (95%)").count(), 3);
+        report.base.source = "not given".into();
+        report.base.digests.clear();
+        report.attacks.iter_mut().chain(&mut report.controls).for_each(|row| row.base = None);
+        let text = tables(&report);
+        assert_eq!(text.matches("  model (95%)").count(), 3, "{text}");
+        assert!(!text.replace("un-hardened", "").contains("hardened"), "{text}");
+        let page = crate::report::html::render(&report, None);
+        for part in
+            ["<title>Hardening report: a model without its base</title>", ">model (95%)", "model, re-fitted edit"]
+        {
+            assert!(page.contains(part), "{part}");
+        }
+        assert!(!page.contains(">hardened (95%)"));
     }
 
     #[test]

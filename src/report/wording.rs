@@ -4,6 +4,27 @@ use super::interval::Measured;
 use super::schema::{AttackRow, Report, SkippedRow, UtilityRow};
 use super::threshold::MIN_BASE_ASR;
 
+impl Report {
+    /// Whether an un-hardened model was measured beside the one that the report is about.
+    #[must_use]
+    pub fn has_base(&self) -> bool {
+        !self.base.digests.is_empty()
+    }
+
+    /// What tables call the model that was measured: `hardened` beside the un-hardened one; `model` where it was the only one, of
+    /// which nobody has said that it is hardened.
+    #[must_use]
+    pub fn subject(&self) -> &'static str {
+        if self.has_base() { "hardened" } else { "model" }
+    }
+
+    /// What a title names: the un-hardened model, where there is one.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        if self.has_base() { &self.base.source } else { "a model without its base" }
+    }
+}
+
 impl AttackRow {
     /// `re-fitted` or `frozen`, the words that readers see.
     #[must_use]
