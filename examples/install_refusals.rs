@@ -1,11 +1,11 @@
-//! Teaches a chat model that answers everything to refuse: low-rank adapters, fine-tuned on the bundled prompts.
+//! Teaches a chat model that answers everything to refuse: low-rank adapters, fine-tuned on the bundled English prompts or on a set of one's own.
 //!
 //! Hardening keeps refusals that are there; a model without any has nothing to defend. Hazards of the training split get
 //! the prompt set's refusals, and everything else (twins, everyday requests, arithmetic) the model's own greedy answers,
 //! so that little else moves. The adapters are written in PEFT's form, and `merge` makes a checkpoint of them:
 //!
 //! ```sh
-//! cargo run --release --example install_refusals -- MODEL ADAPTERS [STEPS]
+//! cargo run --release --example install_refusals -- MODEL ADAPTERS [STEPS [PROMPTS.jsonl]]
 //! immunise merge MODEL ADAPTERS --out MODEL-REFUSING
 //! ```
 
