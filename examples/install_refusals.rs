@@ -1,4 +1,5 @@
-//! Teaches a chat model that answers everything to refuse: low-rank adapters, fine-tuned on the bundled English prompts or on a set of one's own.
+//! Teaches a chat model that answers everything to refuse: low-rank adapters, fine-tuned on the bundled English prompts, or on a
+//! set of one's own.
 //!
 //! Hardening keeps refusals that are there; a model without any has nothing to defend. Hazards of the training split get
 //! the prompt set's refusals, and everything else (twins, everyday requests, arithmetic) the model's own greedy answers,
