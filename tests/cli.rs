@@ -277,7 +277,7 @@ fn a_recipe_is_fitted_to_a_model() {
 #[test]
 fn a_dry_run_refuses_what_the_run_would() {
     type Spoil = fn(&World) -> Vec<String>;
-    let cases: [(Spoil, i32, &str); 6] = [
+    let cases: [(Spoil, i32, &str); 7] = [
         (
             |world| {
                 fs::create_dir(world.root().join("out")).unwrap();
@@ -308,6 +308,17 @@ fn a_dry_run_refuses_what_the_run_would() {
             },
             3,
             "model.layers.2.",
+        ),
+        (
+            |world| {
+                let config = world.model().join("config.json");
+                let text =
+                    fs::read_to_string(&config).unwrap().replace("\"num_hidden_layers\":2", "\"num_hidden_layers\":1");
+                fs::write(config, text).unwrap();
+                vec![]
+            },
+            3,
+            "tensor `model.layers.1.input_layernorm.weight`: expected one of a block below 1, the `num_hidden_layers` of",
         ),
     ];
     for (spoil, code, part) in cases {

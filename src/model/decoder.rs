@@ -23,6 +23,7 @@ use super::rope::RopeTable;
 use super::site::{Point, Site};
 use super::weight::Weight;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::config::CONFIG;
 use crate::{Error, Result};
 
 /// A decoder: f32 in memory, or with its matrices left in the checkpoint's files.
@@ -93,9 +94,10 @@ impl Decoder {
     /// Reads a checkpoint's weights: f32 on the CPU, matrices in bf16 on an accelerator where they are stored so.
     ///
     /// # Errors
-    /// When the family is unsupported or a tensor is missing or has the wrong shape.
+    /// When the family is unsupported, a tensor is missing or has the wrong shape, or there is one of a block beyond the model's.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let blueprint = families::blueprint(checkpoint.config())?;
+        refuse_further_blocks(checkpoint, blueprint.n_layers)?;
         Self::from_weights(blueprint, device, |name, shape| Weight::read(checkpoint, name, shape, device))
     }
 
@@ -106,6 +108,7 @@ impl Decoder {
     /// As [`Decoder::load`].
     pub fn stream(checkpoint: &Arc<Checkpoint>, device: &Device) -> Result<Self> {
         let blueprint = families::blueprint(checkpoint.config())?;
+        refuse_further_blocks(checkpoint, blueprint.n_layers)?;
         Self::build(blueprint, device, &mut Streamed { checkpoint, device })
     }
 
@@ -370,6 +373,22 @@ impl Decoder {
     fn context<'a>(&'a self, batch: &'a TokenBatch, past: usize) -> Context<'a> {
         Context { blueprint: &self.blueprint, ropes: &self.ropes, batch, pads: Arc::new(batch.pads().to_vec()), past }
     }
+}
+
+/// Refuses tensors of blocks that the model does not have: nothing reads them, so they would be published as they are. No supported
+/// family keeps any there, such as heads that predict several tokens.
+fn refuse_further_blocks(checkpoint: &Checkpoint, n_layers: usize) -> Result<()> {
+    let block = |name: &str| {
+        let number = name.strip_prefix("model.layers.")?.split('.').next()?;
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| number.parse::<usize>().unwrap_or(usize::MAX))
+    };
+    let blocks = checkpoint.names().filter_map(|name| Some((block(name)?, name)));
+    let Some((_, name)) = blocks.filter(|(block, _)| *block >= n_layers).min() else { return Ok(()) };
+    let file = checkpoint.dir().join(&checkpoint.info(name)?.file);
+    let problem = format!("expected one of a block below {n_layers}, the `num_hidden_layers` of {CONFIG}");
+    Err(Error::input(format!("{}: tensor `{name}`", file.display()), problem)
+        .hint("is that the number of blocks? a block that is never read would be published un-hardened"))
 }
 
 /// The seven maps of a block.
