@@ -13,6 +13,7 @@ pub mod bench;
 pub mod budget;
 pub mod bundled;
 pub mod cell;
+mod controls;
 pub mod corpus;
 pub mod detect;
 pub mod device;

@@ -14,13 +14,14 @@ use super::artefact::{check_artefact, needs_base};
 use super::bench::{Bench, Side, Subject, Units};
 use super::budget::{self, Bill, Cost, Terms};
 use super::cell::{Cell, Fitted, Range, kind_name, name_of, steps};
+use super::controls::{RandomSizes, like, of_learned, without_edit};
 use super::examiner::Counts;
 use super::weights::Reweighting;
-use crate::attack::spec::{AttackKind, AttackSpec, Knowledge, Method};
+use crate::attack::spec::{AttackKind, Knowledge, Method};
 use crate::event::{Event, Observer};
 use crate::intervention::Positions;
 use crate::model::Decoder;
-use crate::recipe::Suite;
+use crate::recipe::{MAX_CELLS, Suite};
 use crate::report::wording::{percent, ranges};
 use crate::report::{self, Agreement, AttackRow, Budget, Calibration, Outcome, Rates, Shard, SkipReason, SkippedRow};
 use crate::{Error, Result};
@@ -60,7 +61,8 @@ impl Grid {
     /// The cells of `suite` on a model of `n_layers` blocks.
     ///
     /// # Errors
-    /// When a row names a block that the model does not have.
+    /// When a row names a block that the model does not have; [`Error::Usage`] naming the row with which there are more than
+    /// [`MAX_CELLS`].
     pub fn new(suite: &Suite, n_layers: usize) -> Result<Self> {
         let mut grid = Self { terms: Terms::of(suite), ..Self::default() };
         let mut names: Vec<(String, Positions)> = vec![];
@@ -69,6 +71,13 @@ impl Grid {
             let blocks = spec.layers.resolve(n_layers, &format!("suite.attacks.{row}.layers"))?;
             let places: Vec<Vec<usize>> =
                 if spec.acts_on_all() { vec![blocks] } else { blocks.into_iter().map(|block| vec![block]).collect() };
+            let cells = places.len().saturating_mul(spec.seeds);
+            if grid.len().saturating_add(cells) > MAX_CELLS {
+                let key = if spec.seeds > 1 { "seeds" } else { "layers" };
+                let got = format!("{} before this row and {cells} of it", grid.len());
+                let problem = format!("expected at most {MAX_CELLS} cells in all, got {got}");
+                return Err(Error::usage(format!("`suite.attacks.{row}.{key}`: {problem}")));
+            }
             let mut name = match spec.kind {
                 kind if matches!(kind.method(), Method::Projected | Method::Abliterated) && places[0].len() > 1 => {
                     format!("{} best of {}", name_of(spec), places[0].len())
@@ -246,58 +255,6 @@ impl Grid {
     fn cells(&self) -> impl Iterator<Item = &Cell> {
         self.attacks.iter().chain(&self.controls)
     }
-}
-
-/// The `random` rows of a suite: with which settings a learned edit's size is taken, and at which blocks.
-struct RandomSizes(Vec<(Size, Vec<usize>)>);
-
-/// What the size of a learned edit depends on.
-type Size = (usize, usize, usize, usize, u64, Positions);
-
-impl RandomSizes {
-    fn of(suite: &Suite, n_layers: usize) -> Result<Self> {
-        let rows = suite.attacks.iter().enumerate().filter(|(_, spec)| spec.kind == AttackKind::Random);
-        let size = |(row, spec): (usize, &AttackSpec)| {
-            Ok((Self::size(spec), spec.layers.resolve(n_layers, &format!("suite.attacks.{row}.layers"))?))
-        };
-        Ok(Self(rows.map(size).collect::<Result<_>>()?))
-    }
-
-    fn size(spec: &AttackSpec) -> Size {
-        (spec.rank, spec.pairs, steps(spec), spec.batch, spec.learning_rate.to_bits(), spec.positions)
-    }
-
-    /// Whether the suite asks for random edits.
-    fn any(&self) -> bool {
-        !self.0.is_empty()
-    }
-
-    /// Whether one of these rows is the control of a learned edit of these settings at `place`, or none is asked for.
-    fn has(&self, spec: &AttackSpec, place: &[usize]) -> bool {
-        let here = |(size, blocks): &(Size, Vec<usize>)| {
-            *size == Self::size(spec) && place.iter().all(|block| blocks.contains(block))
-        };
-        !self.any() || self.0.iter().any(here)
-    }
-}
-
-/// The control of the recipe's `random` row: the size of a learned edit of the same settings.
-fn of_learned(cell: Cell) -> Cell {
-    let spec = AttackSpec { kind: AttackKind::Noreft, search: None, ..cell.spec.clone() };
-    let attack = Cell { name: name_of(&spec), spec, control_of: None, ..cell.clone() };
-    Cell { control_of: Some(Box::new(attack)), ..cell }
-}
-
-/// The same weights without an edit: what they refuse by themselves.
-fn without_edit(cell: &Cell) -> Cell {
-    let spec = AttackSpec { kind: AttackKind::Identity, ..cell.spec.clone() };
-    Cell { name: name_of(&spec), spec, ..cell.clone() }
-}
-
-/// A control of the kind and size of `cell`'s own edit.
-fn like(cell: &Cell) -> Cell {
-    let spec = AttackSpec { kind: AttackKind::Random, ..cell.spec.clone() };
-    Cell { name: format!("random like {}", cell.name), spec, control_of: Some(Box::new(cell.clone())), ..cell.clone() }
 }
 
 /// Fits every cell on the base and measures the base under it.
@@ -614,6 +571,20 @@ mod tests {
             grid.controls.iter().map(|cell| (cell.name.as_str(), cell.layers.as_slice())).collect();
         let (row, own) = ("random r2 p80", "random like noreft r2 p80");
         assert_eq!(places, [(own, &[1][..]), (row, &[0]), (row, &[2])]);
+    }
+
+    #[test]
+    fn a_suite_of_more_cells_than_anybody_measures_is_refused_by_row() {
+        let rows = "attacks: [{kind: ablation}, {kind: noreft, seeds: 4000}, {kind: loreft, seeds: 3000}]";
+        let error = Grid::new(&suite(rows), 2).unwrap_err();
+        let told =
+            "`suite.attacks.2.seeds`: expected at most 10000 cells in all, got 8001 before this row and 6000 of it";
+        assert!(error.exit_code() == 2 && error.to_string().contains(told), "{error}");
+        assert_eq!(Grid::new(&suite(rows), 1).unwrap().len(), 7001);
+        for row in ["{kind: noreft, seeds: 10000000}", "{kind: noreft, search: {seeds: 10000000}}"] {
+            let error = Suite::parse(&format!("attacks: [{row}]"), "suite.yaml".as_ref()).unwrap_err().to_string();
+            assert!(error.contains("seeds: expected at most 10000, got 10000000"), "{error}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::utility::spec::TaskSpec;
 pub use raw::{MAX_BYTES, RawRecipe};
 pub use stage::{STAGE_KINDS, Stage};
 pub use task_file::read_task_file;
-pub use validate::imported_row;
+pub use validate::{MAX_CELLS, imported_row};
 
 /// The version of the recipe layout.
 pub const SCHEMA_VERSION: u64 = 1;

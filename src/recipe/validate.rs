@@ -22,6 +22,8 @@ const BUILTIN_MODELS: [&str; 1] = ["builtin:tiny-chat"];
 
 pub(super) const MAX_RANK: usize = 65_536;
 pub(super) const MAX_COUNT: usize = 10_000_000;
+/// Cells of a suite, at most, and repetitions of anything: nobody measures more, and they are all laid out before the first.
+pub const MAX_CELLS: usize = 10_000;
 /// Validation prompts of a suite unless it says otherwise.
 const VALIDATION_PROMPTS: usize = 96;
 
@@ -420,9 +422,10 @@ impl Checked for AttackSpec {
             check_allowance(&join(at, "budget"), budget, problems);
         }
         problems.count(at, "rank", self.rank, 1, MAX_RANK);
-        for (key, value) in [("pairs", self.pairs), ("batch", self.batch), ("seeds", self.seeds)] {
+        for (key, value) in [("pairs", self.pairs), ("batch", self.batch)] {
             problems.count(at, key, value, 1, MAX_COUNT);
         }
+        problems.count(at, "seeds", self.seeds, 1, MAX_CELLS);
         if let Some(steps) = self.steps {
             problems.count(at, "steps", steps, 1, MAX_COUNT);
         }
@@ -482,7 +485,7 @@ impl Checked for AttackSpec {
                 problems.add(&at, "only the hardened model is searched; expected `knowledge: [adaptive]`");
             }
             rates(&at, "learning_rates", &search.learning_rates, problems);
-            problems.count(&at, "seeds", search.seeds, 1, MAX_COUNT);
+            problems.count(&at, "seeds", search.seeds, 1, MAX_CELLS);
             names_of_openings(&at, &search.openings, problems);
         }
     }
