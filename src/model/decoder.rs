@@ -172,6 +172,13 @@ impl Decoder {
         self.blocks.len()
     }
 
+    /// Longest sequence that one of `length` tokens can grow to while it is generated, in tokens.
+    #[must_use]
+    pub fn reach(&self, length: usize) -> usize {
+        let ropes = self.ropes.iter().map(|rope| rope.reach(length));
+        ropes.min().unwrap_or_else(|| self.blueprint.positions())
+    }
+
     /// A block's weights.
     ///
     /// # Panics

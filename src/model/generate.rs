@@ -1,7 +1,8 @@
 //! Batched generation: the likeliest token every time, or one drawn from the model's distribution.
 //!
 //! Prompts are sorted by length into batches, batches run on all workers, rows that have ended are dropped from the batch
-//! once half of them have, and only the last column meets the unembedding.
+//! once half of them have, and only the last column meets the unembedding. Where the model's window ends an answer ends too, as one
+//! that was cut at its limit: only a prompt that does not fit is an error.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -122,12 +123,16 @@ fn generate_batch(
     let hooks = || edits.iter().fold(Hooks::none(), |hooks, (edit, positions)| hooks.and_edit(*edit, *positions));
     let mut answers = vec![Vec::new(); prompts.len()];
     let mut batch = TokenBatch::prompts(prompts, options.pad);
-    let capacity = batch.cols() + options.max_new_tokens;
+    // Tokens of each answer at most: the last one is not read. A prompt that does not fit is left to the decoder to refuse.
+    let room = |prompt: &Vec<u32>| (decoder.reach(prompt.len()) + 1).saturating_sub(prompt.len()).max(1);
+    let rooms: Vec<usize> = prompts.iter().map(|prompt| room(prompt).min(options.max_new_tokens)).collect();
+    let most = rooms.iter().copied().max().unwrap_or(0);
+    let capacity = batch.cols() + most;
     let mut cache = KvCache::new(decoder.blueprint(), prompts.len(), capacity, decoder.device())?;
     // Which answer each row of the current batch belongs to, and whether it goes on.
     let mut rows: Vec<usize> = (0..prompts.len()).collect();
     let mut live = vec![true; prompts.len()];
-    for step in 0..options.max_new_tokens {
+    for step in 0..most {
         let hidden = decoder.hidden(&batch, &mut hooks(), Some(&mut cache))?;
         cache.advance(batch.cols());
         let last: Vec<u32> = (1..=batch.rows()).map(|row| (row * batch.cols() - 1) as u32).collect();
@@ -136,16 +141,19 @@ fn generate_batch(
             if live[row] && options.stop.contains(token) {
                 live[row] = false;
             } else if live[row] {
-                answers[rows[row]].push(*token);
-                live[row] = !ended(&answers[rows[row]])?;
+                let answer = &mut answers[rows[row]];
+                answer.push(*token);
+                live[row] = !ended(answer)? && answer.len() < rooms[rows[row]];
             }
         }
         let going = live.iter().filter(|live| **live).count();
-        if going == 0 || step + 1 == options.max_new_tokens {
+        if going == 0 || step + 1 == most {
             break;
         }
+        // A row at the window's end has no further position, ended or not.
+        let full = rows.iter().any(|row| step + 1 >= rooms[*row]);
         let mut pads = batch.pads().to_vec();
-        if going * 2 <= rows.len() {
+        if full || going * 2 <= rows.len() {
             let kept: Vec<usize> = (0..rows.len()).filter(|row| live[*row]).collect();
             cache.keep_rows(&kept.iter().map(|row| *row as u32).collect::<Vec<_>>(), decoder.device())?;
             rows = kept.iter().map(|row| rows[*row]).collect();
@@ -179,6 +187,28 @@ fn draw(logits: &[f32], place: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attack::{random_decoder, tiny};
+    use crate::model::Blueprint;
+
+    #[test]
+    fn an_answer_ends_with_the_window_whatever_is_answered_beside_it() {
+        let decoder = |max_positions| {
+            let blueprint = Blueprint { max_positions, ..tiny() };
+            random_decoder(blueprint, 0.5, Stream::new(0, "window"))
+        };
+        let prompts = [vec![1, 2, 3], vec![4, 5, 6, 7, 8, 9], (1..=8).collect(), vec![3]];
+        let options = |batch| Greedy { max_new_tokens: 20, stop: vec![], pad: 0, batch };
+        let whole = generate(&decoder(32), &prompts, &[], &options(4)).unwrap();
+        assert!(whole.iter().all(|answer| answer.len() == 20), "there is room for all of it");
+        for batch in [4, 2, 1] {
+            let cut = generate(&decoder(8), &prompts, &[], &options(batch)).unwrap();
+            let lengths: Vec<usize> = cut.iter().map(Vec::len).collect();
+            assert_eq!(lengths, [6, 3, 1, 8], "the last token of each is not read");
+            assert!(whole.iter().zip(&cut).all(|(whole, cut)| whole.starts_with(cut)), "{whole:?} {cut:?}");
+        }
+        let error = generate(&decoder(8), &[vec![1; 9]], &[], &options(1)).unwrap_err().to_string();
+        assert!(error.contains("expected at most 8 tokens, got 9"), "{error}");
+    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {

@@ -71,6 +71,15 @@ impl RopeTable {
         self.positions
     }
 
+    /// Longest sequence that one of `length` tokens can grow to: all positions, or where longer ones are turned by other angles and it is
+    /// none of them yet, the first context.
+    pub fn reach(&self, length: usize) -> usize {
+        match &self.beyond {
+            Some((context, _)) if length <= *context => *context,
+            _ => self.positions,
+        }
+    }
+
     /// Angles of a sequence of that length.
     fn angles(&self, length: usize) -> &Angles {
         match &self.beyond {
@@ -102,10 +111,12 @@ impl RopeTable {
     /// When a position lies beyond the table or shapes disagree.
     pub fn rotate(&self, x: &Tensor, rows: &RowPositions) -> Result<Tensor> {
         let (_, cols, _) = x.dims3()?;
-        if cols + rows.past > self.positions() {
+        // Columns in the padding have no position.
+        let longest = (cols + rows.past).saturating_sub(rows.pads.iter().copied().min().unwrap_or(0));
+        if longest > self.positions() {
             return Err(Error::input(
                 "position embedding",
-                format!("expected at most {} tokens, got {}", self.positions(), cols + rows.past),
+                format!("expected at most {} tokens, got {longest}", self.positions()),
             ));
         }
         self.check_growth(cols, rows)?;

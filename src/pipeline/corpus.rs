@@ -214,8 +214,11 @@ impl Corpus<'_> {
             });
         }
         let dialogue = |(prompt, mut answer): (Vec<u32>, Vec<u32>)| {
-            let ended = answer.len() < OWN_ANSWER;
+            // What the model's window cut has no end, and the whole has to fit into it.
+            let room = decoder.reach(prompt.len()).saturating_sub(prompt.len());
+            let ended = answer.len() < OWN_ANSWER.min(room + 1);
             answer.extend(self.encoder.closing().filter(|_| ended));
+            answer.truncate(decoder.blueprint().positions().saturating_sub(prompt.len()));
             Dialogue { prompt, answer }
         };
         Ok(prompts.into_iter().zip(answers).map(dialogue).collect())
@@ -239,6 +242,8 @@ impl Corpus<'_> {
                 prompts.push(self.encoder.encode_chat(text.trim(), self.system)?);
             }
         }
+        // There has to be room for an answer.
+        prompts.retain(|prompt| prompt.len() < decoder.blueprint().positions());
         Ok(prompts)
     }
 
