@@ -39,7 +39,7 @@ const ANCHORS: [(Kind, usize); 5] =
     [(Kind::Twin, 2400), (Kind::Benign, 2000), (Kind::Maths, 1000), (Kind::Copy, 600), (Kind::Fact, 600)];
 
 /// Tokens of a model's own answer that it is held to.
-const OWN_ANSWER: usize = 48;
+pub(super) const OWN_ANSWER: usize = 48;
 
 /// What answering harmless requests before the stages is called.
 const OWN_ANSWERS: &str = "own answers to anchors";
@@ -71,6 +71,26 @@ pub fn prompt_set(name: &str) -> Result<PromptSet> {
 /// As [`prompt_set`] and [`PromptSet::in_languages`].
 pub fn prompts_of(data: &Data) -> Result<PromptSet> {
     prompt_set(&data.prompts)?.in_languages(&data.languages)
+}
+
+/// Hazards that a defence trains on refusing: those of split `train` with an answer.
+pub(super) fn refused_rows(set: &PromptSet) -> Vec<&Example> {
+    set.select(Split::Train, Kind::Hazard).into_iter().filter(|row| row.answer.is_some()).collect()
+}
+
+/// The rows that are a defence's anchors, shuffled under `seed`.
+pub(super) fn anchor_rows(set: &PromptSet, seed: u64) -> Vec<&Example> {
+    let mut stream = Stream::new(seed, "data/anchors");
+    let mut anchors: Vec<&Example> = vec![];
+    for (kind, most) in ANCHORS {
+        let rows = [Split::Train, Split::Retain].map(|split| set.select(split, kind));
+        let mut rows: Vec<&Example> = rows.into_iter().flatten().collect();
+        stream.shuffle(&mut rows);
+        rows.truncate(most);
+        anchors.extend(rows);
+    }
+    stream.shuffle(&mut anchors);
+    anchors
 }
 
 /// A prompt set seen through one model's tokenizer and chat template.
@@ -126,18 +146,8 @@ impl Corpus<'_> {
         observer: &dyn Observer,
     ) -> Result<StageData> {
         let hazards = self.shuffled(Split::Train, Kind::Hazard);
-        let mut stream = Stream::new(self.seed, "data/anchors");
-        let mut anchors: Vec<&Example> = vec![];
-        for (kind, most) in ANCHORS {
-            let rows = [Split::Train, Split::Retain].map(|split| self.set.select(split, kind));
-            let mut rows: Vec<&Example> = rows.into_iter().flatten().collect();
-            stream.shuffle(&mut rows);
-            rows.truncate(most);
-            anchors.extend(rows);
-        }
-        stream.shuffle(&mut anchors);
         let (worked, unanswered): (Vec<&Example>, Vec<&Example>) =
-            anchors.into_iter().partition(|row| row.answer.is_some());
+            anchor_rows(self.set, self.seed).into_iter().partition(|row| row.answer.is_some());
         let mut own = unanswered.iter().map(|row| self.prompt(row)).collect::<Result<Vec<_>>>()?;
         let made_up = self.own_requests(examiner, decoder, own_requests)?;
         let own_requests = made_up.len();

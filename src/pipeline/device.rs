@@ -4,6 +4,8 @@ use std::path::Path;
 
 use candle_core::Device;
 
+use super::corpus::{OWN_ANSWER, anchor_rows, refused_rows};
+use crate::data::PromptSet;
 use crate::defence::spec::{AdversarialSpec, CacheType, Parameters};
 use crate::defence::{Means, Room, et_closed};
 use crate::model::Blueprint;
@@ -181,6 +183,8 @@ pub struct Demand {
     pub apart: Apart,
     /// Copies of all maps beside those of the decoders, f32 and in memory wherever the weights are.
     pub trained: u64,
+    /// Answer tokens at which a joint stage keeps the un-hardened model's final hidden states, f32.
+    pub states: usize,
 }
 
 impl Demand {
@@ -188,12 +192,12 @@ impl Demand {
     #[must_use]
     pub fn of_measuring(device: &Device) -> Self {
         let cells = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
-        Self { copies: 2, cells, dialogues: 0, apart: Apart::default(), trained: 0 }
+        Self { copies: 2, cells, dialogues: 0, apart: Apart::default(), trained: 0, states: 0 }
     }
 
-    /// Hardening: one more decoder while a stage trains.
+    /// Hardening with the rows of `data`: one more decoder while a stage trains.
     #[must_use]
-    pub fn of_hardening(recipe: &Recipe, device: &Device) -> Self {
+    pub fn of_hardening(recipe: &Recipe, data: &PromptSet, device: &Device) -> Self {
         let measuring = Self::of_measuring(device);
         let trained = recipe.stages.iter().map(|stage| match stage {
             // One block's activations only.
@@ -218,9 +222,21 @@ impl Demand {
             dialogues,
             apart: recipe.stages.iter().map(Apart::of).fold(Apart::default(), Apart::most),
             trained,
+            states: recipe.stages.iter().map(|stage| states(stage, recipe, data)).max().unwrap_or(0),
             ..measuring
         }
     }
+}
+
+/// Answer tokens, roughly, of all dialogues that `stage` holds to the un-hardened model: clean refusals, anchors, and those that the model
+/// makes up.
+fn states(stage: &Stage, recipe: &Recipe, data: &PromptSet) -> usize {
+    let Stage::Adversarial(spec, _) = stage else { return 0 };
+    let held = if spec.refusal_tokens == 0 { ANSWER } else { spec.refusal_tokens.min(ANSWER) };
+    let (answered, unanswered): (Vec<_>, Vec<_>) =
+        anchor_rows(data, recipe.seed).into_iter().partition(|row| row.answer.is_some());
+    let own = unanswered.len() + recipe.data.own_requests;
+    refused_rows(data).len() * held + answered.len() * ANSWER + own * OWN_ANSWER
 }
 
 impl Machine {
@@ -271,7 +287,8 @@ impl Machine {
         };
         let fitted = demand.cells * FITTED * fitted_together(model, &self.device, FITTED);
         let joint = demand.dialogues.max(fitted) * bytes_of_dialogue(model, kept);
-        (weights + demand.trained * (F32 * model.parameters()) as u64, joint as u64)
+        let states = F32 * demand.states * model.d_model;
+        (weights + demand.trained * (F32 * model.parameters()) as u64 + states as u64, joint as u64)
     }
 
     fn of_block(&self, model: &Blueprint, apart: Apart) -> OfBlock {
@@ -442,7 +459,7 @@ mod tests {
         let llama_70b = Blueprint { d_model: 8192, n_layers: 80, n_heads: 64, d_ff: 28_672, ..llama_8b.clone() };
         // What the recipes of the families ask for.
         let apart = Apart { kept: 4 * 3 * 640, batch: 16, passes: 3, blocks: usize::MAX, ..Apart::default() };
-        let demand = Demand { copies: 3, cells: 2, dialogues: 28, apart, trained: 0 };
+        let demand = Demand { copies: 3, cells: 2, dialogues: 28, apart, trained: 0, states: 0 };
         let on = |model: &Blueprint, memory: u64, demand| {
             let placed = Machine::new(Device::Cpu, Some(memory)).place(model, demand);
             assert!(placed.bytes <= memory, "{placed:?} in {memory}");
@@ -467,7 +484,7 @@ mod tests {
         let model = Blueprint { vocab: 32_000, d_model: 2048, n_layers: 16, d_ff: 8192, ..Blueprint::default() };
         let apart = Apart { kept: 4 * 3 * 640, batch: 16, passes: 3, blocks: 8, ..Apart::default() };
         // No passes through the model, which take their part of the memory at other times.
-        let demand = Demand { copies: 3, cells: 0, dialogues: 0, apart, trained: 0 };
+        let demand = Demand { copies: 3, cells: 0, dialogues: 0, apart, trained: 0, states: 0 };
         let machine = |memory: u64| Machine { device: Device::Cpu, memory, host: 0 };
         let (whole, _) = machine(0).needs(&model, demand, Residency::Held, Activations::Kept);
         let OfBlock { cached, pass, .. } = machine(0).of_block(&model, apart);
@@ -502,7 +519,8 @@ mod tests {
                  stages: [{{kind: {kind}, prompts: 10, anchors: 20}}]\n\
                  suite: {{attacks: [{{kind: noreft}}]}}\nthresholds: {{adaptive_asr: {{max_mean: 0.5}}}}\n"
             );
-            Demand::of_hardening(&Recipe::parse(&recipe, "recipe.yaml".as_ref()).unwrap(), &Device::Cpu).apart
+            let recipe = Recipe::parse(&recipe, "recipe.yaml".as_ref()).unwrap();
+            Demand::of_hardening(&recipe, &PromptSet::new("none", vec![]), &Device::Cpu).apart
         };
         let (own, earlier) = (stage("et-closed"), stage("et-propagated"));
         assert_eq!((own.kept, own.earlier, own.solved), (4 * 3 * 30, 0, true));
@@ -510,6 +528,30 @@ mod tests {
         let model = Blueprint { d_model: 64, n_layers: 5, d_ff: 128, ..Blueprint::default() };
         let cached = |apart| Machine::new(Device::Cpu, None).of_block(&model, apart).cached;
         assert_eq!(cached(earlier) - cached(own), (4 * 4 * 10 * TOKENS * 64) as u64);
+    }
+
+    #[test]
+    fn what_a_joint_stage_keeps_of_its_anchors_is_counted() {
+        let data = PromptSet::builtin("tiny-chat").unwrap();
+        let demand = |stage: &str, own_requests: usize| {
+            let recipe = format!(
+                "schema: 1\nname: a\ndata: {{prompts: builtin:tiny-chat, own_requests: {own_requests}}}\n\
+                 stages: [{stage}]\nsuite: {{attacks: [{{kind: identity}}]}}\n"
+            );
+            Demand::of_hardening(&Recipe::parse(&recipe, "recipe.yaml".as_ref()).unwrap(), &data, &Device::Cpu)
+        };
+        let joint = "{kind: adversarial}";
+        let (none, some) = (demand(joint, 0), demand(joint, 1000));
+        let (refused, anchors) = (refused_rows(&data).len(), anchor_rows(&data, 0).len());
+        assert!(refused > 0 && anchors > 0);
+        assert_eq!((none.states, some.states), ((refused + anchors) * ANSWER, none.states + 1000 * OWN_ANSWER));
+        let short = demand("{kind: adversarial, refusal_tokens: 4}", 0).states;
+        assert_eq!(none.states - short, refused * (ANSWER - 4));
+        assert_eq!(demand("{kind: hdr-topk}", 1000).states, 0, "it keeps none");
+        let model = Blueprint { d_model: 64, n_layers: 5, d_ff: 128, ..Blueprint::default() };
+        let machine = Machine { device: Device::Cpu, memory: u64::MAX, host: 0 };
+        let bytes = |demand| machine.place(&model, demand).bytes;
+        assert_eq!(bytes(some) - bytes(none), 1000 * OWN_ANSWER as u64 * 64 * 4);
     }
 
     #[test]

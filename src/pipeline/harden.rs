@@ -160,8 +160,7 @@ pub fn check_places(request: &Request, shard: Option<Shard>, model: &Path) -> Re
 /// same call; those of stages and attacks.
 pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Result<Outcome> {
     let mut metrics = Metrics::start();
-    let demand = Demand::of_hardening(recipe, &request.machine.device);
-    let Opened { base, stages, data } = Opened::new(recipe, request, None, demand, observer)?;
+    let Opened { base, stages, data, demand } = Opened::new(recipe, request, None, observer)?;
     let trial = Trial::of(recipe, &data);
     let bench = trial.bench(&base)?;
     trial.grid(base.decoder.blueprint(), true)?;
@@ -222,8 +221,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
 /// # Errors
 /// As [`harden`]; [`Error::Input`] when the stage's blocks are not independent of one another.
 pub fn harden_part(recipe: &Recipe, request: &Request, shard: Shard, observer: &dyn Observer) -> Result<Part> {
-    let demand = Demand::of_hardening(recipe, &request.machine.device);
-    let Opened { base, stages, data } = Opened::new(recipe, request, Some(shard), demand, observer)?;
+    let Opened { base, stages, data, .. } = Opened::new(recipe, request, Some(shard), observer)?;
     let bench = Trial::of(recipe, &data).bench(&base)?;
     let run = request.run_folder(Some(shard));
     let (mut journal, taken) = begin(recipe, request, &run, &base, &data, observer)?;
@@ -266,24 +264,21 @@ struct Opened {
     /// Blocks of every stage.
     stages: Vec<Vec<usize>>,
     data: PromptSet,
+    /// Of the machine's memory.
+    demand: Demand,
 }
 
 impl Opened {
-    fn new(
-        recipe: &Recipe,
-        request: &Request,
-        shard: Option<Shard>,
-        demand: Demand,
-        observer: &dyn Observer,
-    ) -> Result<Self> {
+    fn new(recipe: &Recipe, request: &Request, shard: Option<Shard>, observer: &dyn Observer) -> Result<Self> {
         let located = locate_for(recipe, request.model.as_deref(), observer)?;
         check_places(request, shard, &located.dir)?;
+        let data = prompts_of(&recipe.data)?;
+        let demand = Demand::of_hardening(recipe, &data, &request.machine.device);
         let base = Model::load(located, &request.machine, demand, observer)?;
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;
-        let data = prompts_of(&recipe.data)?;
         check_targets(&recipe.stages, &recipe.suite, &data)?;
-        Ok(Self { base, stages, data })
+        Ok(Self { base, stages, data, demand })
     }
 }
 

@@ -90,7 +90,7 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
-    let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &machine.device));
+    let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &data, &machine.device));
     let prompts = data.select(Split::Evaluation, Kind::Hazard).len().min(recipe.suite.evaluation_prompts);
     Ok(Plan {
         model: format!(
