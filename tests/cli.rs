@@ -277,7 +277,7 @@ fn a_recipe_is_fitted_to_a_model() {
 #[test]
 fn a_dry_run_refuses_what_the_run_would() {
     type Spoil = fn(&World) -> Vec<String>;
-    let cases: [(Spoil, i32, &str); 7] = [
+    let cases: [(Spoil, i32, &str); 10] = [
         (
             |world| {
                 fs::create_dir(world.root().join("out")).unwrap();
@@ -319,6 +319,36 @@ fn a_dry_run_refuses_what_the_run_would() {
             },
             3,
             "tensor `model.layers.1.input_layernorm.weight`: expected one of a block below 1, the `num_hidden_layers` of",
+        ),
+        (
+            |world| {
+                let path = world.root().join("prompts.jsonl");
+                let rows = fs::read_to_string(&path).unwrap();
+                let long = rows.lines().map(|line| {
+                    let mut row: serde_json::Value = serde_json::from_str(line).unwrap();
+                    if row["kind"] == "twin" && row["split"] == "evaluation" {
+                        row["prompt"] = format!("{} {}", row["id"].as_str().unwrap(), "lamp ".repeat(200)).into();
+                    }
+                    format!("{row}\n")
+                });
+                fs::write(&path, long.collect::<String>()).unwrap();
+                vec![]
+            },
+            3,
+            "prompts `prompts`, row `twin/",
+        ),
+        (
+            |_| vec!["--set".into(), "suite.guard={model: /no/such/guard}".into()],
+            3,
+            "/no/such/guard: expected a folder",
+        ),
+        (
+            |_| {
+                let row = "{kind: transferred, source: /no/such/source, of: noreft, pairs: 4, steps: 2}";
+                vec!["--set".into(), format!("suite.attacks.1={row}")]
+            },
+            3,
+            "/no/such/source: expected a folder",
         ),
     ];
     for (spoil, code, part) in cases {

@@ -95,20 +95,23 @@ impl PromptEncoder {
     ///
     /// *Errors*: [`crate::Error::Input`] if the template refuses (some know no system turn) or encoding fails.
     pub fn encode_chat(&self, user: &str, system: Option<&str>) -> Result<Vec<u32>> {
+        self.tokenizer.encode(&self.render_chat(user, system)?, false)
+    }
+
+    /// The text that [`PromptEncoder::encode_chat`] gives the ids of.
+    ///
+    /// *Errors*: [`crate::Error::Input`] if the template refuses.
+    pub fn render_chat(&self, user: &str, system: Option<&str>) -> Result<String> {
         let system = system.map(|text| Message::new("system", text));
         let messages: Vec<Message> = system.into_iter().chain([Message::new("user", user)]).collect();
-        self.tokenizer.encode(&self.template.render(&messages, true)?, false)
+        self.template.render(&messages, true)
     }
 
     /// The ids before a user's text, and the token that ends it: what a model is given to make up a request of its own.
     ///
     /// *Errors*: as [`PromptEncoder::encode_chat`]; [`crate::Error::Input`] where nothing follows the text.
     pub fn before_request(&self, system: Option<&str>) -> Result<(Vec<u32>, u32)> {
-        let render = |user: &str| {
-            let system = system.map(|text| Message::new("system", text));
-            let messages: Vec<Message> = system.into_iter().chain([Message::new("user", user)]).collect();
-            self.template.render(&messages, true)
-        };
+        let render = |user: &str| self.render_chat(user, system);
         // Where two requests that share no letter begin to differ, the text begins; where they agree again, it has ended.
         let (one, other) = (render("a")?, render("b")?);
         let same = one.char_indices().zip(other.chars()).take_while(|((_, a), b)| a == b);

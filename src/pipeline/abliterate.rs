@@ -17,7 +17,7 @@ use crate::model::loss::{kl_divergence, log_probabilities};
 use crate::model::{Decoder, Hooks, Point, TokenBatch};
 
 /// Harmless prompts whose first answered token is compared.
-const HARMLESS_PROMPTS: usize = 32;
+pub(super) const HARMLESS_PROMPTS: usize = 32;
 
 /// A change of weights, and how it did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

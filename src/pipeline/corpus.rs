@@ -73,6 +73,11 @@ pub fn prompts_of(data: &Data) -> Result<PromptSet> {
     prompt_set(&data.prompts)?.in_languages(&data.languages)
 }
 
+/// What is wrong with a set without hazards to evaluate on.
+pub(super) fn nothing_to_evaluate(set: &PromptSet) -> Error {
+    Error::input(&set.name, "expected rows of kind `hazard` in split `evaluation`, got none")
+}
+
 /// Hazards that a defence trains on refusing: those of split `train` with an answer.
 pub(super) fn refused_rows(set: &PromptSet) -> Vec<&Example> {
     set.select(Split::Train, Kind::Hazard).into_iter().filter(|row| row.answer.is_some()).collect()
@@ -111,12 +116,17 @@ impl Corpus<'_> {
     /// # Errors
     /// When the template refuses the dialogue or a text cannot be encoded.
     pub fn questions(&self, split: Split, kind: Kind, limit: usize) -> Result<Questions> {
+        let examples: Vec<Example> = self.chosen(split, kind, limit).into_iter().cloned().collect();
+        let prompts = examples.par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?;
+        Ok(Questions { examples, prompts })
+    }
+
+    /// At most `limit` rows of one split and kind, in their order.
+    pub(super) fn chosen(&self, split: Split, kind: Kind, limit: usize) -> Vec<&Example> {
         let rows = self.set.select(split, kind);
         let mut chosen = self.stream(split, kind).sample(rows.len(), limit);
         chosen.sort_unstable();
-        let examples: Vec<Example> = chosen.into_iter().map(|i| rows[i].clone()).collect();
-        let prompts = examples.par_iter().map(|row| self.prompt(row)).collect::<Result<_>>()?;
-        Ok(Questions { examples, prompts })
+        chosen.into_iter().map(|i| rows[i]).collect()
     }
 
     /// The attacker's data.
@@ -124,9 +134,19 @@ impl Corpus<'_> {
     /// # Errors
     /// As [`Corpus::questions`].
     pub fn attack(&self) -> Result<AttackData> {
+        self.adversary(Split::Attack, &self.harmless(), Ending::OfAnswers)
+    }
+
+    /// The attacker's harmless requests, in their order.
+    pub(super) fn harmless(&self) -> Vec<&Example> {
         let own = self.shuffled(Split::Attack, Kind::Benign);
-        let harmless = if own.is_empty() { self.benign() } else { own };
-        self.adversary(Split::Attack, &harmless, Ending::OfAnswers)
+        if own.is_empty() { self.known(Kind::Benign) } else { own }
+    }
+
+    /// Hazards of a split that have a target, with it, in an adversary's order.
+    pub(super) fn targeted(&self, split: Split) -> Vec<(&Example, &str)> {
+        let hazards = self.shuffled(split, Kind::Hazard);
+        hazards.into_iter().filter_map(|row| Some((row, row.target.as_deref()?))).collect()
     }
 
     /// What stages train on and choose by, and the means they may use; nothing of it is in `attack` or `evaluation`.
@@ -184,7 +204,7 @@ impl Corpus<'_> {
                 anchor_kinds,
                 pad: PAD,
             },
-            attack: self.adversary(Split::Train, &self.benign(), Ending::Open)?,
+            attack: self.adversary(Split::Train, &self.known(Kind::Benign), Ending::Open)?,
             validation: self.validation(VALIDATION_PROMPTS)?,
             examiner: examiner.clone(),
             own_requests,
@@ -272,14 +292,13 @@ impl Corpus<'_> {
     pub fn evaluation(&self, limit: usize) -> Result<Questions> {
         let questions = self.questions(Split::Evaluation, Kind::Hazard, limit)?;
         if questions.is_empty() {
-            return Err(Error::input(&self.set.name, "expected rows of kind `hazard` in split `evaluation`, got none"));
+            return Err(nothing_to_evaluate(self.set));
         }
         Ok(questions)
     }
 
     fn adversary(&self, split: Split, harmless: &[&Example], ending: Ending) -> Result<AttackData> {
-        let hazards = self.shuffled(split, Kind::Hazard);
-        let targeted: Vec<_> = hazards.iter().filter_map(|row| Some((*row, row.target.as_deref()?))).collect();
+        let targeted = self.targeted(split);
         let pairs = targeted.par_iter().map(|(row, target)| {
             let closes = ending == Ending::OfAnswers && is_whole(target);
             let target = self.encoder.encode_answer(target, closes)?;
@@ -293,12 +312,8 @@ impl Corpus<'_> {
         })
     }
 
-    fn benign(&self) -> Vec<&Example> {
-        self.known(Kind::Benign)
-    }
-
     /// Rows of a harmless kind that nothing is measured on, shuffled.
-    fn known(&self, kind: Kind) -> Vec<&Example> {
+    pub(super) fn known(&self, kind: Kind) -> Vec<&Example> {
         let mut rows = self.set.select(Split::Retain, kind);
         rows.extend(self.set.select(Split::Train, kind));
         Stream::new(self.seed, &format!("data/harmless/{kind:?}")).shuffle(&mut rows);
@@ -333,7 +348,7 @@ enum Ending {
 const WHOLE_ANSWER: usize = 16;
 
 /// Whether a target is a whole answer and not the beginning of one.
-fn is_whole(target: &str) -> bool {
+pub(super) fn is_whole(target: &str) -> bool {
     let target = target.trim_end();
     let ends = target.ends_with(['.', '!', '?']) && !target.ends_with("..");
     ends && target.split_whitespace().count() >= WHOLE_ANSWER

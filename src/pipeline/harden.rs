@@ -12,17 +12,19 @@ use super::examiner::Examiner;
 use super::journal::{Found, Inputs, Journal, Scoped, Stop};
 use super::metrics::{Cast, Metrics};
 use super::model::{EVIDENCE, Located, Model, locate};
+pub use super::needs::check_targets;
 use super::publish::{publish, recipe_text};
 use super::stage::StageData;
 use super::train::{Part, Training};
 use super::verify::Trial;
+use super::window::Window;
 use crate::adapter::{AdapterSet, merge};
 use crate::checkpoint::staging::{check_target, check_writable, parent_of};
 use crate::checkpoint::{Checkpoint, Staged, files, patch, refuse_private_keys};
-use crate::data::{Example, Kind, PromptSet, Split};
+use crate::data::PromptSet;
 use crate::defence::spec::AdversarialSpec;
 use crate::event::{Event, Observer};
-use crate::recipe::{Recipe, Stage, Suite};
+use crate::recipe::{Recipe, Stage};
 use crate::report::wording::percent;
 use crate::report::{Approved, Report, Shard, html};
 use crate::sign::{SIGNATURE_FILE, SigningKey};
@@ -163,7 +165,7 @@ pub fn harden(recipe: &Recipe, request: &Request, observer: &dyn Observer) -> Re
     let Opened { base, stages, data, demand } = Opened::new(recipe, request, None, observer)?;
     let trial = Trial::of(recipe, &data);
     let bench = trial.bench(&base)?;
-    trial.grid(base.decoder.blueprint(), true)?;
+    trial.check_rows(&bench, &base, true)?;
     // Nobody should learn after hours of work that nothing can be made at the target.
     drop(Staged::beside(&request.out)?);
     let run = request.run_folder(None);
@@ -278,6 +280,9 @@ impl Opened {
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;
         check_targets(&recipe.stages, &recipe.suite, &data)?;
+        let system = recipe.data.system.as_deref();
+        let corpus = Corpus { set: &data, encoder: &base.encoder, system, seed: recipe.seed };
+        Window::new(&corpus, base.decoder.blueprint())?.check_stages(&recipe.stages)?;
         Ok(Self { base, stages, data, demand })
     }
 }
@@ -323,44 +328,6 @@ pub fn stage_layers(recipe: &Recipe, n_layers: usize) -> Result<Vec<Vec<usize>>>
         stage.layers().resolve(n_layers, &format!("stages.{i}.layers"))
     };
     recipe.stages.iter().enumerate().map(blocks).collect()
-}
-
-/// Refuses openings that no target of the data has, and answers to interrupt where it has none: where they are used, hours of
-/// measuring would be lost.
-///
-/// # Errors
-/// [`Error::Usage`] naming the key, and the openings there are.
-pub fn check_targets(stages: &[Stage], suite: &Suite, data: &PromptSet) -> Result<()> {
-    let check = |key: String, wanted: &[String], split: Split| {
-        let rows = data.select(split, Kind::Hazard).into_iter().filter(|row| row.target.is_some());
-        let known: BTreeSet<&str> = rows.filter_map(|row| row.opening.as_deref()).collect();
-        match wanted.iter().find(|name| !known.contains(name.as_str())) {
-            Some(unknown) => {
-                let known = known.into_iter().collect::<Vec<_>>().join(", ");
-                Err(Error::usage(format!("`{key}`: no target in `{}` opens as `{unknown}`", data.name))
-                    .hint(format!("there are: {known}")))
-            }
-            None => Ok(()),
-        }
-    };
-    for (i, stage) in stages.iter().enumerate() {
-        if let Stage::Adversarial(spec, _) = stage {
-            check(format!("stages.{i}.openings"), &spec.openings, Split::Train)?;
-            let allowed = |row: &Example| match (&row.answer, &row.target, &row.opening) {
-                (Some(_), Some(_), _) if spec.openings.is_empty() => true,
-                (Some(_), Some(_), Some(name)) => spec.openings.contains(name),
-                _ => false,
-            };
-            if spec.interrupted > 0 && !data.select(Split::Train, Kind::Hazard).into_iter().any(allowed) {
-                let problem = "expected a hazard of split `train` with an `answer` and a `target`, got none";
-                return Err(Error::usage(format!("`stages.{i}.interrupted`: {problem} in `{}`", data.name)));
-            }
-        }
-    }
-    for (i, search) in suite.attacks.iter().enumerate().filter_map(|(i, attack)| Some((i, attack.search.as_ref()?))) {
-        check(format!("suite.attacks.{i}.search.openings"), &search.openings, Split::Attack)?;
-    }
-    Ok(())
 }
 
 fn inputs(recipe: &Recipe, base: &Model, data: &str, device: &Device) -> Inputs {

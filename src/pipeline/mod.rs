@@ -22,6 +22,7 @@ pub mod harden;
 pub mod journal;
 pub mod metrics;
 pub mod model;
+mod needs;
 pub mod plan;
 pub mod policy;
 pub mod pool;
@@ -31,6 +32,7 @@ pub mod suite;
 pub mod switch;
 pub mod verify;
 pub mod weights;
+mod window;
 
 /// The build that finished units belong to: another one may compute other numbers from the same inputs.
 const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("IMMUNISE_SOURCES"));

@@ -7,11 +7,13 @@ use candle_core::Device;
 use serde::Serialize;
 
 use super::budget;
-use super::corpus::prompts_of;
+use super::corpus::{Corpus, prompts_of};
 use super::device::{Activations, Demand, Machine, Placement, Residency, Shelf};
 use super::harden::{check_match, check_targets, locate_for, stage_layers};
+use super::needs::{check_cells, check_evaluation, check_guard, check_sources};
 use super::suite::{Grid, Selection, tokens};
 use super::verify::{imported, row_names};
+use super::window::Window;
 use crate::Result;
 use crate::attack::spec::Knowledge;
 use crate::checkpoint::Checkpoint;
@@ -62,7 +64,8 @@ pub struct Plan {
     pub run_bytes: u64,
 }
 
-/// Plans a run of `recipe`; nothing but headers, norms, the tokenizer, prompts, task files and attack artefacts is read.
+/// Plans a run of `recipe`; nothing but headers, norms, tokenizers, prompts, task files and attack artefacts is read, of the models beside
+/// the one that is hardened too.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
@@ -88,6 +91,15 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     grid.check_artefacts(&decoder)?;
     let tasks = imported(&recipe.utility)?;
     tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
+    let chosen = grid.clone().select(&Selection::default(), true);
+    check_evaluation(&data)?;
+    check_cells(&chosen, &data, true)?;
+    let corpus = Corpus { set: &data, encoder: &encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
+    let window = Window::new(&corpus, &blueprint)?;
+    window.check_stages(&recipe.stages)?;
+    window.check_measured(&recipe.suite, &chosen, &recipe.utility, true)?;
+    check_sources(&recipe.suite, &chosen, &corpus, observer)?;
+    recipe.suite.guard.iter().try_for_each(|guard| check_guard(guard, observer))?;
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
     let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &data, &machine.device));
@@ -104,13 +116,13 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
         stages: recipe.stages.iter().zip(&stages).map(|(s, l)| format!("{} on {}", s.kind(), blocks(l))).collect(),
         attacks: attacks(&grid),
         budget: budget::told(&grid, true),
-        cells: grid.clone().select(&Selection::default(), true).len(),
+        cells: chosen.len(),
         measured: ["hazards refused", "benign twins refused", "degenerate answers"]
             .into_iter()
             .map(str::to_owned)
             .chain(row_names(&recipe.utility, &tasks))
             .collect(),
-        shortages: shortages(recipe, &data, &grid),
+        shortages: shortages(recipe, &data, &grid).into_iter().chain(window.cut(&recipe.suite)?).collect(),
         memory_bytes: placement.bytes,
         memory_allowed: (machine.memory < u64::MAX).then_some(machine.memory),
         activations: match placement.activations {

@@ -33,7 +33,7 @@ use crate::{Error, Result};
 const BASE_FIT: (usize, usize, f64) = (40, 10, 4e-3);
 
 /// Prompts of each class that a vector is taken from.
-const VECTOR_PROMPTS: usize = 64;
+pub(super) const VECTOR_PROMPTS: usize = 64;
 
 /// Strengths that a vector is tried at, of either sign, in units of the mean residual norm: an in-context vector at
 /// all of thirty blocks breaks the model at a tenth, a difference of means at one of them works at a quarter and more.

@@ -7,11 +7,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::bench::{Bench, Subject, Units};
+use super::corpus::Corpus;
 use super::device;
 use super::examiner::{Counts, Examiner};
 use super::model::Model;
+use super::needs::check_cells;
 use super::publish::published;
 use super::suite::{BaseCells, Grid, Selection, measure_base, measure_hardened};
+use super::window::Window;
 use crate::checkpoint::{Checkpoint, diff, diff::Change};
 use crate::data::{Example, PromptSet};
 use crate::defence::UnitStore;
@@ -111,6 +114,19 @@ impl<'a> Trial<'a> {
     /// As [`Grid::new`].
     pub fn grid(&self, blueprint: &Blueprint, with_base: bool) -> Result<Grid> {
         Ok(Grid::new(self.suite, blueprint.n_layers)?.select(&self.selection, with_base))
+    }
+
+    /// Refuses prompts that lack what the chosen cells need, or rows that `model` cannot read; `with_base` as in [`Grid::select`].
+    ///
+    /// # Errors
+    /// [`Error::Input`] in the words of the attack, or naming the row and its lengths.
+    pub fn check_rows(&self, bench: &Bench, model: &Model, with_base: bool) -> Result<()> {
+        let blueprint = model.decoder.blueprint();
+        let grid = self.grid(blueprint, with_base)?;
+        check_cells(&grid, self.data, with_base)?;
+        let encoder = bench.examiner.encoder();
+        let corpus = Corpus { set: self.data, encoder, system: self.system, seed: self.seed };
+        Window::new(&corpus, blueprint)?.check_measured(self.suite, &grid, self.utility, with_base)
     }
 
     /// Measures the un-hardened model.
@@ -279,6 +295,7 @@ pub fn assess(
         same_kind(base, hardened)?;
     }
     let bench = trial.bench(hardened)?;
+    trial.check_rows(&bench, hardened, base.is_some())?;
     let findings = base.map(|base| trial.measure_base(&bench, base, &units, observer)).transpose()?;
     trial.report(&bench, base.zip(findings.as_ref()), hardened, &units, observer)
 }

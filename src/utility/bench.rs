@@ -60,8 +60,7 @@ impl<'a> Bench<'a> {
 
     /// Evaluation rows of `task`, at most `items` of them.
     pub fn items(&self, task: Task, items: Option<usize>) -> Vec<&'a Example> {
-        let rows = task.kinds().iter().flat_map(|kind| self.data.select(Split::Evaluation, *kind)).collect();
-        spread(rows, items)
+        self::items(self.data, task, items)
     }
 
     /// The ids of a request.
@@ -82,6 +81,13 @@ impl<'a> Bench<'a> {
         let decode = |answers: &Vec<Vec<u32>>| answers.iter().map(|ids| self.encoder().decode(ids)).collect();
         Ok(Both { base: answers.base.as_ref().map(decode).transpose()?, hardened: decode(&answers.hardened)? })
     }
+}
+
+/// Evaluation rows of `data` that `task` is measured on, at most `items` of them.
+pub(super) fn items(data: &PromptSet, task: Task, items: Option<usize>) -> Vec<&Example> {
+    let rows = task.kinds().iter().flat_map(|kind| data.select(Split::Evaluation, *kind));
+    let exact = matches!(task, Task::Maths | Task::Recall);
+    spread(rows.filter(|row| !exact || row.expected.is_some()).collect(), items)
 }
 
 impl Asking<'_> {

@@ -21,9 +21,7 @@ pub(super) fn recall(bench: &mut Bench<'_>, items: Option<usize>) -> Result<Util
 }
 
 fn measure(bench: &mut Bench<'_>, task: Task, items: Option<usize>) -> Result<UtilityRow> {
-    let mut questions = bench.items(task, None);
-    questions.retain(|question| question.expected.is_some());
-    let questions = super::bench::spread(questions, items);
+    let questions = bench.items(task, items);
     let mut longest = 0;
     for answer in questions.iter().filter_map(|question| question.answer.as_ref()) {
         longest = longest.max(bench.encoder().encode_answer(answer, true)?.len());

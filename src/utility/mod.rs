@@ -52,6 +52,12 @@ pub struct Asking<'a> {
 /// Grades the answer to one request.
 pub type Grader<'a> = dyn Fn(&Example, &str) -> Grade + Sync + 'a;
 
+/// The rows of `data` that a task is measured on; none for one from a file.
+#[must_use]
+pub fn items<'a>(spec: &TaskSpec, data: &'a PromptSet) -> Vec<&'a Example> {
+    bench::items(data, spec.task, spec.items)
+}
+
 /// Measures `tasks` of the prompt set on both models, one row per task in the same order; tasks from files are measured by
 /// [`harness::HarnessTask::measure`].
 ///
