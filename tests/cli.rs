@@ -142,6 +142,11 @@ fn a_model_is_hardened_verified_and_compared_from_the_command_line() {
         let ran = ran(&["verify", &out, "--key", &public, "--signature-only", left_out, "x"]);
         assert_eq!((ran.code, ran.err.contains(needed)), (2, true), "{left_out}: {}", ran.err);
     }
+    for left_out in [&["--run", "x"][..], &["--shard", "1/2"], &["--run", "x", "--fresh"]] {
+        let ran = ran(&[&["verify", &out, "--key", &public][..], left_out].concat());
+        let words = format!("`{}` needs `--policy`", left_out[0]);
+        assert_eq!((ran.code, ran.err.contains(&words)), (2, true), "{left_out:?}: {}", ran.err);
+    }
     let measured = ran(&["verify", &out, "--policy", &recipe, "--base", &model, "--format", "json"]);
     let again = Report::from_json(&measured.out, "stdout").unwrap();
     assert_eq!(again.hardened, report.hardened);
@@ -465,21 +470,53 @@ fn help_explains_each_command() {
 }
 
 #[test]
-fn a_run_that_fails_leaves_no_older_report_behind() {
+fn a_run_that_fails_leaves_no_older_report_behind_and_a_mistake_costs_none() {
     let world = World::new();
     let (model, recipe) = (world.model().display().to_string(), world.recipe().display().to_string());
     let dir = tempfile::tempdir().unwrap();
     let (report, page) = (dir.path().join("report.json"), dir.path().join("report.html"));
     let stale = || [&report, &page].map(|path| fs::write(path, "older").unwrap());
     let folder = dir.path().display().to_string();
-    for arguments in [
-        &["verify", "/no/such/model", "--policy", &recipe, "--report", &folder][..],
-        &["attack", "/no/such/model", "--report", &folder],
+    let (own_run, no_model) = (world.model().join("run").display().to_string(), world.root().display().to_string());
+    let public = key("p256.pub.pem").display().to_string();
+    let (attack, verify) = (["attack", &model, "--suite", &recipe], ["verify", &model, "--policy", &recipe]);
+    for (arguments, code) in [
+        (&["verify", "/no/such/model", "--policy", &recipe][..], 3),
+        (&["verify", &model, "--policy", "dmeo"], 2),
+        (&[&verify[..], &["--base", "/no/such/base"]].concat(), 3),
+        (&[&verify[..], &["--base", &no_model]].concat(), 3),
+        (&[&verify[..], &["--set", "data.prompts=nosuch.jsonl"]].concat(), 3),
+        (&[&verify[..], &["--set", "suite.attacks.0.layers=[7]"]].concat(), 3),
+        (&[&verify[..], &["--key", "nosuch.pem"]].concat(), 3),
+        (&["attack", "/no/such/model"], 3),
+        (&["attack", &model, "--suite", "qick"], 2),
+        (&[&attack[..], &["--base", "nosuch"]].concat(), 3),
+        (&[&attack[..], &["--data", "nosuch.jsonl"]].concat(), 3),
+        (&[&attack[..], &["--only", "noreft"]].concat(), 2),
+        (&[&attack[..], &["--block", "99"]].concat(), 2),
+        (&[&attack[..], &["--guard", "nosuch"]].concat(), 3),
+        (&[&attack[..], &["--run", &own_run]].concat(), 3),
     ] {
         stale();
-        let failed = ran(arguments);
-        assert_eq!((failed.code, report.exists(), page.exists()), (3, false, false), "{}", failed.err);
+        let failed = ran(&[arguments, &["--report", &folder]].concat());
+        assert_eq!((failed.code, report.exists(), page.exists()), (code, true, true), "{arguments:?}: {}", failed.err);
     }
+    // What begins and fails: a signature that does not hold, and weights that are damaged.
+    let weights = world.model().join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 100]).unwrap();
+    for (arguments, code) in [(&[&verify[..], &["--key", &public]].concat()[..], 4), (&verify[..], 3), (&attack[..], 3)]
+    {
+        stale();
+        let failed = ran(&[arguments, &["--report", &folder]].concat());
+        assert_eq!(
+            (failed.code, report.exists(), page.exists()),
+            (code, false, false),
+            "{arguments:?}: {}",
+            failed.err
+        );
+    }
+    fs::write(&weights, bytes).unwrap();
     let own = world.model().join("immunisation");
     fs::create_dir(&own).unwrap();
     fs::write(own.join("report.json"), "evidence").unwrap();

@@ -12,17 +12,18 @@ use super::import;
 use super::interrupt::stop_on_ctrl_c;
 use super::render::Screen;
 use crate::checkpoint::staging::write_atomically;
-use crate::checkpoint::{Digest, files};
+use crate::checkpoint::{Config, Digest, files};
 use crate::defence::{Forgetful, UnitStore};
 use crate::event::Event;
 use crate::event::Observer as _;
 use crate::intervention::Positions;
 use crate::judge::guard::{Frame, GuardSpec};
+use crate::model::families;
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::check_targets;
 use crate::pipeline::publish::published;
 use crate::pipeline::suite::{Grid, Selection};
-use crate::pipeline::{Journal, Model, Trial, assess, locate, prompts_of};
+use crate::pipeline::{Journal, Located, Model, Trial, assess, locate, prompts_of};
 use crate::recipe::{Data, MAX_BYTES, Recipe, Suite};
 use crate::report::{Report, Shard, Thresholds, html};
 use crate::sign::SIGNATURE_FILE;
@@ -113,14 +114,19 @@ pub struct Part {
 }
 
 impl Part {
-    /// Measures with the run folder, which lies in none of the models, or in memory.
+    /// Refuses a run folder that lies in one of the models, or has other files in it.
+    pub fn check_place(&self, base: Option<&Located>, model: &Located) -> Result<()> {
+        let Some(run) = &self.run else { return Ok(()) };
+        base.into_iter().chain([model]).try_for_each(|model| files::apart(run, &model.dir))?;
+        Journal::check_place(run)
+    }
+
+    /// Measures with the run folder, or in memory.
     pub fn measure(&self, trial: &Trial<'_>, base: Option<&Model>, model: &Model, screen: &Screen) -> Result<Report> {
         let mut forgetful = Forgetful::default();
         let mut journal;
         let store: &mut (dyn UnitStore + Send) = match &self.run {
             Some(run) => {
-                let models = [base, Some(model)].into_iter().flatten();
-                models.map(|model| &model.located.dir).try_for_each(|dir| files::apart(run, dir))?;
                 journal = Journal::open(run, self.fresh, stop_on_ctrl_c()?)?;
                 &mut journal
             }
@@ -199,7 +205,7 @@ impl Plan {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
-    forget_report(args.report.as_deref(), [Some(args.model.as_str()), args.base.as_deref()])?;
+    check_report(args.report.as_deref(), [Some(args.model.as_str()), args.base.as_deref()])?;
     let machine = args.compute.machine()?;
     let demand = Demand::of_measuring(&machine.device);
     let located = locate(&args.model, screen)?;
@@ -220,8 +226,10 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     let data = prompts_of(&plan.data)?;
     check_targets(&[], &plan.suite, &data)?;
     report_folder(args.report.as_deref(), &located.dir)?;
-    let base = args.base.as_deref().map(|base| Model::open(base, &machine, demand, screen)).transpose()?;
-    let model = Model::load(located, &machine, demand, screen)?;
+    let base = args.base.as_deref().map(|base| locate(base, screen)).transpose()?;
+    args.part.check_place(base.as_ref(), &located)?;
+    check_others(base.as_ref(), &plan.suite, screen)?;
+    let blueprint = families::blueprint(&Config::read(&located.dir)?)?;
     let trial = Trial {
         suite: &plan.suite,
         utility: &[],
@@ -239,7 +247,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         },
         plan: options(args),
     };
-    let n_layers = model.decoder.n_layers();
+    let n_layers = blueprint.n_layers;
     if let Some(block) = args.block.iter().find(|block| **block >= n_layers) {
         return Err(Error::usage(format!("--block: expected a block from 0 to {}, got {block}", n_layers - 1)));
     }
@@ -252,12 +260,15 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
             Error::usage(format!("--only: no row `{unknown}` in the suite")).hint(format!("its rows are {}", rows()))
         );
     }
-    let grid = trial.grid(model.decoder.blueprint(), base.is_some())?;
+    let grid = trial.grid(&blueprint, base.is_some())?;
     if grid.is_empty() && grid.skipped.is_empty() {
         let blocks = n_layers - 1;
         return Err(Error::usage("no cell of the suite is chosen")
             .hint(format!("its rows are {}, the model's blocks 0 to {blocks}", rows())));
     }
+    forget_report(args.report.as_deref())?;
+    let base = base.map(|base| Model::load(base, &machine, demand, screen)).transpose()?;
+    let model = Model::load(located, &machine, demand, screen)?;
     if base.is_none() {
         screen.event(Event::Warning("without `--base` no row has an un-hardened value".into()));
     }
@@ -315,12 +326,24 @@ fn is_of_a_model(dir: &Path) -> bool {
     dir.join(SIGNATURE_FILE).is_file() || read().is_some_and(|config| config.get("model_type").is_some())
 }
 
-/// Takes an earlier run's report out of the folder for this one's, so that a run that fails is not taken for it. The folder may lie
-/// in none of `models` (folders, or names that are none) and in no other model.
-pub fn forget_report(dir: Option<&Path>, models: [Option<&str>; 2]) -> Result<()> {
+/// Refuses the folder of a report that lies in one of `models` (folders, or names that are none) or in any other model.
+pub fn check_report(dir: Option<&Path>, models: [Option<&str>; 2]) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     models.into_iter().flatten().try_for_each(|model| files::apart(dir, Path::new(model)))?;
-    outside_of_models(dir)?;
+    outside_of_models(dir)
+}
+
+/// Finds what is loaded beside the model, as far as that needs no work.
+pub fn check_others(base: Option<&Located>, suite: &Suite, screen: &Screen) -> Result<()> {
+    base.map(|base| Config::read(&base.dir)).transpose()?;
+    suite.guard.as_ref().map(|guard| locate(&guard.model, screen)).transpose()?;
+    Ok(())
+}
+
+/// Takes an earlier run's report out of the folder for this one's, so that a run that fails is not taken for it. Called once nothing
+/// is left to check but by working: a mistyped argument costs nobody a report.
+pub fn forget_report(dir: Option<&Path>) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
     for name in REPORT_FILES {
         let path = dir.join(name);
         match fs::remove_file(&path) {

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::arguments::{self, Compute};
-use super::attack::{Part, forget_report, report_folder, write_report};
+use super::attack::{Part, check_others, check_report, forget_report, report_folder, write_report};
 use super::render::Screen;
+use crate::checkpoint::Config;
 use crate::event::{Event, Observer as _};
 use crate::hub::{Hub, RepoId};
+use crate::model::families;
 use crate::pipeline::device::Demand;
 use crate::pipeline::harden::{check_match, check_targets};
 use crate::pipeline::publish::published;
 use crate::pipeline::suite::Selection;
+use crate::pipeline::verify::imported;
 use crate::pipeline::{Model, Trial, locate, prompts_of};
 use crate::report::Verdict;
 use crate::sign::attestation::{self, Attested, Outcome};
@@ -78,6 +81,9 @@ impl Args {
             ("--base", self.base.is_some()),
             ("--report", self.report.is_some()),
             ("--set", !self.overrides.is_empty()),
+            ("--run", self.part.run.is_some()),
+            ("--fresh", self.part.fresh),
+            ("--shard", self.part.shard.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((option, _)) if self.policy.is_none() => Err(Error::usage(format!("`{option}` needs `--policy`"))),
@@ -96,10 +102,17 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
         ));
     }
     args.complete()?;
-    forget_report(args.report.as_deref(), [Some(args.checkpoint.as_str()), args.base.as_deref()])?;
+    check_report(args.report.as_deref(), [Some(args.checkpoint.as_str()), args.base.as_deref()])?;
     let recipe = args.policy.as_ref().map(|policy| arguments::recipe(policy, &args.overrides)).transpose()?;
     let located = locate(&args.checkpoint, screen)?;
-    let signed = if checked { Some(Signed::check(args, &located.dir, screen)?) } else { None };
+    let signed = match checked.then(|| Signed::check(args, &located.dir, screen)).transpose() {
+        Err(error @ Error::Signature { .. }) => {
+            // The candidate has failed, so an older report says nothing of it.
+            forget_report(args.report.as_deref())?;
+            return Err(error);
+        }
+        signed => signed?,
+    };
     let recipe = match (recipe, signed) {
         (None, signed) => return Ok(signed.map_or(0, |signed| signed.show(args.signature_only, screen))),
         (Some(recipe), Some(signed)) => {
@@ -114,25 +127,33 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     };
     report_folder(args.report.as_deref(), &located.dir)?;
     let machine = args.compute.machine()?;
-    let demand = Demand::of_measuring(&machine.device);
-    let model = Model::load(located, &machine, demand, screen)?;
-    check_match(&recipe, &model.checkpoint.config().model_type, model.decoder.blueprint().parameters())?;
+    let config = Config::read(&located.dir)?;
+    let blueprint = families::blueprint(&config)?;
+    check_match(&recipe, &config.model_type, blueprint.parameters())?;
     let base = match args.base.as_deref().or(recipe.model.as_deref()) {
         Some(base) => {
             if args.base.is_none() {
                 screen.event(Event::Note(format!("the base is the model that the recipe names, {base}")));
             }
-            Some(Model::open(base, &machine, demand, screen)?)
+            Some(locate(base, screen)?)
         }
         None => {
             screen.event(Event::Warning("without `--base` nothing can be shown to have improved".into()));
             None
         }
     };
+    args.part.check_place(base.as_ref(), &located)?;
+    check_others(base.as_ref(), &recipe.suite, screen)?;
+    imported(&recipe.utility)?;
     let data = prompts_of(&recipe.data)?;
     check_targets(&[], &recipe.suite, &data)?;
     let selection = Selection { shard: args.part.shard, ..Selection::default() };
     let trial = Trial { selection, ..Trial::of(&recipe, &data) };
+    trial.grid(&blueprint, base.is_some())?;
+    forget_report(args.report.as_deref())?;
+    let demand = Demand::of_measuring(&machine.device);
+    let model = Model::load(located, &machine, demand, screen)?;
+    let base = base.map(|base| Model::load(base, &machine, demand, screen)).transpose()?;
     let report = args.part.measure(&trial, base.as_ref(), &model, screen)?;
     write_report(args.report.as_deref(), &report, Some(&published(&recipe).show()))?;
     screen.report(&report);
