@@ -547,6 +547,20 @@ fn parts_without_utility_do_not_pass_a_policy_that_has_it() {
 }
 
 #[test]
+fn a_part_is_not_replaced_by_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = dir.path().join("report.json");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reports/smollm2-one-block.json"), &part).unwrap();
+    let before = fs::read(&part).unwrap();
+    let folder = dir.path().display().to_string();
+    for given in [part.display().to_string(), folder.clone()] {
+        let merged = ran(&["report", "merge", &given, "--out", &folder]);
+        assert!(merged.code == 3 && merged.err.contains("expected a part apart from the output"), "{}", merged.err);
+        assert!(merged.err.contains(&given) && fs::read(&part).unwrap() == before, "{}", merged.err);
+    }
+}
+
+#[test]
 fn a_policy_decides_about_all_of_its_rows_by_its_own_bounds() {
     let world = World::new();
     let path = |name: &str| world.root().join(name).display().to_string();

@@ -302,7 +302,7 @@ fn plan(text: &str, family: impl Fn() -> Result<Data>) -> Result<Plan> {
 }
 
 /// Files of a report's folder.
-const REPORT_FILES: [&str; 2] = ["report.json", "report.html"];
+pub const REPORT_FILES: [&str; 2] = ["report.json", "report.html"];
 
 /// Refuses a folder that is a model's or lies in one, whichever: a report there could take the place of its evidence, and any new
 /// file breaks its signature.

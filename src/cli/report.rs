@@ -1,11 +1,12 @@
 //! `immunise report`: joins the parts of a sharded measurement, and shows a report in other forms.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 
 use super::arguments;
-use super::attack::write_report;
+use super::attack::{REPORT_FILES, write_report};
 use super::render::Screen;
 use crate::checkpoint::files;
 use crate::event::{Event, Observer as _};
@@ -73,6 +74,9 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     match &args.command {
         Command::Merge { parts, policy, overrides, out } => {
             let reports = parts.iter().map(|part| read(part)).collect::<Result<Vec<_>>>()?;
+            if let Some(out) = out {
+                parts.iter().try_for_each(|part| keep_apart(part, out))?;
+            }
             let recipe = policy.as_ref().map(|policy| arguments::recipe(policy, overrides)).transpose()?;
             let mut whole = merge::merge(&reports, &Thresholds::default())?;
             if let Some(recipe) = &recipe {
@@ -129,14 +133,73 @@ fn named(text: &str) -> Result<(String, PathBuf), String> {
     Ok((name.to_owned(), PathBuf::from(path)))
 }
 
+/// The file that a report is read from: the path itself, or that of a folder's report.
+fn file_of(path: &Path) -> PathBuf {
+    let inside = [path.join("immunisation/report.json"), path.join("report.json")];
+    inside.into_iter().find(|file| file.is_file()).unwrap_or_else(|| path.to_owned())
+}
+
 fn read(path: &Path) -> Result<Report> {
-    let path = [path.join("immunisation/report.json"), path.join("report.json")]
-        .into_iter()
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| path.to_owned());
+    let path = file_of(path);
     if path.is_dir() {
         return Err(Error::file(&path, "expected report.json or immunisation/report.json in it, got neither"));
     }
     let text = files::read_text(&path, files::MAX_DESCRIPTION)?;
     Report::from_json(&text, &path.display().to_string())
+}
+
+/// Refuses a part that the report in the folder `out` would take the place of, by whatever path it is given.
+fn keep_apart(part: &Path, out: &Path) -> Result<()> {
+    if REPORT_FILES.iter().any(|name| is_same(&file_of(part), &out.join(name))) {
+        let problem = format!("expected a part apart from the output, got one that `--out {}` replaces", out.display());
+        return Err(Error::file(part, problem).hint("choose another folder: the part would be lost"));
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one file that is there.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let (Ok(a), Ok(b)) = (fs::metadata(one), fs::metadata(other)) else { return false };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        a.is_file() && b.is_file() && one.canonicalize().ok() == other.canonicalize().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_in_the_place_of_the_output_is_known_by_every_path_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir_all(at("out/sub")).unwrap();
+        fs::create_dir(at("part")).unwrap();
+        fs::write(at("out/report.json"), "{}").unwrap();
+        fs::write(at("part/report.json"), "{}").unwrap();
+        fs::hard_link(at("out/report.json"), at("hard.json")).unwrap();
+        let mut same = vec!["out", "out/report.json", "out/sub/../report.json", "part/../out", "hard.json"];
+        #[cfg(unix)]
+        for (to, from) in [("out", "folder"), ("out/report.json", "soft.json")] {
+            std::os::unix::fs::symlink(at(to), at(from)).unwrap();
+            same.push(from);
+        }
+        if cfg!(not(unix)) {
+            same.retain(|part| *part != "hard.json");
+        }
+        for part in same {
+            let error = keep_apart(&at(part), &at("out")).unwrap_err();
+            assert_eq!(error.exit_code(), 3);
+            assert!(error.to_string().starts_with(&at(part).display().to_string()), "{error}");
+        }
+        for (part, out) in [("part", "out"), ("part", "new"), ("out", "part"), ("hard.json", "part")] {
+            assert!(keep_apart(&at(part), &at(out)).is_ok(), "{part} {out}");
+        }
+    }
 }
