@@ -4,11 +4,13 @@
 //! splits, because a number measured on rows that something was fitted on means nothing. All problems are reported at
 //! once, by line, up to [`MAX_PROBLEMS`]. Outside sets carry no splits; all of their rows are evaluation rows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{Example, Kind, PromptSet, Split, builtin};
@@ -165,16 +167,52 @@ fn finish(name: &str, subject: &str, rows: Vec<(String, Example)>, mut problems:
     Ok(PromptSet::new(name, rows.into_iter().map(|(_, row)| row).collect()))
 }
 
+/// The fields of a JSON line, and the keys that it has more than once, of which a plain map would keep the last value.
+#[derive(Default)]
+struct Row {
+    fields: Map<String, Value>,
+    repeated: BTreeSet<String>,
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Row;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Row, A::Error> {
+                let mut row = Row::default();
+                while let Some((key, value)) = entries.next_entry::<String, Value>()? {
+                    if row.fields.insert(key.clone(), value).is_some() {
+                        row.repeated.insert(key);
+                    }
+                }
+                Ok(row)
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 /// One JSON line; every problem with it goes to `problems`.
 fn parse_row(line: &str, place: &str, problems: &mut Problems) -> Option<Example> {
     let before = problems.count;
-    let row: Map<String, Value> = match serde_json::from_str(line) {
+    let Row { fields: row, repeated } = match serde_json::from_str::<Row>(line) {
         Ok(row) => row,
         Err(error) => {
             problems.add(format!("{place}: expected a JSON object, got {}", without_line(&error)));
             return None;
         }
     };
+    for key in repeated {
+        problems.add(format!("{place}: expected key `{key}` once, got it more often"));
+    }
     for key in row.keys().filter(|key| !FIELDS.iter().any(|(field, ..)| field == key)) {
         problems.add(format!("{place}: unknown key `{key}`"));
     }
@@ -247,7 +285,8 @@ fn mismatch(value: &Value, holds: Holds) -> Option<&'static str> {
     })
 }
 
-/// Outside sets by their columns: AdvBench (`goal`, `target`), HarmBench (`Behavior`, …) and XSTest (`prompt`, `label`).
+/// Outside sets by their columns: AdvBench (`goal`, `target`), HarmBench (`Behavior`, …) and XSTest (`prompt`, `label`). Rows are
+/// hazards; where there is a column `label`, those that it calls `unsafe`, and those that it calls `safe` are twins.
 ///
 /// Rows that repeat an earlier prompt are left out: outside sets have a few, and they would count twice.
 fn from_csv(name: &str, subject: &str, text: &str) -> Result<PromptSet> {
@@ -278,11 +317,18 @@ fn from_csv(name: &str, subject: &str, text: &str) -> Result<PromptSet> {
             problems.add(format!("{place}: the request is empty"));
             continue;
         };
+        let kind = match label.map(|label| field(Some(label)).unwrap_or_default()) {
+            None | Some("unsafe") => Kind::Hazard,
+            Some("safe") => Kind::Twin,
+            Some(other) => {
+                problems.add(format!("{place}: `label`: expected `safe` or `unsafe`, got {}", brief(&other.into())));
+                continue;
+            }
+        };
         let request = field(context).map_or(request.to_owned(), |context| format!("{context}\n\n{request}"));
         if seen.insert(normalised(&request), ()).is_some() {
             continue;
         }
-        let kind = if field(label) == Some("safe") { Kind::Twin } else { Kind::Hazard };
         let example = Example {
             id: format!("{name}-{}", rows.len() + 1),
             kind,
@@ -502,8 +548,25 @@ mod tests {
         let harm = from_csv("harm", "harm.csv", harm).expect("valid");
         assert_eq!(harm.examples[0].prompt, "some\ncontext\n\nDo it");
         assert_eq!(harm.examples[0].category, "misc");
-        let xs = from_csv("xs", "xs.csv", "prompt,type,label\nkill a process,homonyms,safe\n").expect("valid");
-        assert_eq!(xs.examples[0].kind, Kind::Twin);
+        let xs = "prompt,type,label\nkill a process,homonyms,safe\nkill a person,contrast_homonyms,unsafe\n";
+        let xs = from_csv("xs", "xs.csv", xs).expect("valid");
+        assert_eq!([xs.examples[0].kind, xs.examples[1].kind], [Kind::Twin, Kind::Hazard]);
+    }
+
+    #[test]
+    fn a_label_that_nobody_knows_makes_no_hazard() {
+        for label in ["Safe", "harmless", "0", ""] {
+            let text = format!("prompt,label\na,safe\nb,{label}\n");
+            let error = from_csv("xs", "xs.csv", &text).expect_err(label).to_string();
+            let expected = format!("xs.csv: line 3: `label`: expected `safe` or `unsafe`, got `\"{label}\"`");
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn a_key_that_a_row_has_twice_is_refused() {
+        let row = ROW.replace(r#""split":"#, r#""kind":"hazard","split":"#);
+        assert_eq!(problems(&format!("{ROW}\n{row}")), "set: line 2: expected key `kind` once, got it more often");
     }
 
     #[test]
