@@ -604,6 +604,12 @@ fn adapters_that_are_more_than_low_rank_deltas_are_refused_by_key() {
         let text = failure(with(key, value)).to_string();
         assert!(text.contains(&format!("`{key}`")), "{text}");
     }
+    let tensor = "`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`";
+    for (key, value) in [("target_modules", serde_json::json!(["v_proj"])), ("exclude_modules", "(.*)q_proj".into())] {
+        let text = failure(with(key, value)).to_string();
+        assert!(text.contains(&format!("`{key}`")) && text.contains(tensor), "{text}");
+    }
+    assert!(failure(with("lora_alpha", 0.into())).to_string().contains("`lora_alpha`: expected a number other than 0"));
     assert!(failure(with("r", 4.into())).to_string().contains("expected rank 4, got factors of rank 2"));
     let scale = |key: &str, value| with(key, value).unwrap().0[Q].scale;
     assert_eq!(scale("lora_alpha", 6.into()), 3.0);

@@ -6,6 +6,7 @@
 
 pub mod merge;
 pub mod peft;
+mod target;
 
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Range;

@@ -11,6 +11,7 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::target::Targets;
 use super::{Adapter, AdapterSet};
 use crate::checkpoint::files;
 use crate::checkpoint::header::Header;
@@ -148,10 +149,22 @@ struct RawConfig {
     rest: Map<String, Value>,
 }
 
+impl RawConfig {
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let raw: Self = serde_json::from_slice(bytes).map_err(|error| Error::file(path, error.to_string()))?;
+        if raw.peft_type != "LORA" {
+            return Err(Error::file(path, format!("`peft_type`: expected LORA, got {}", raw.peft_type)));
+        }
+        refuse_variants(path, &raw)?;
+        Ok(raw)
+    }
+}
+
 /// Reads the adapter in `dir`.
 ///
 /// *Errors*: [`Error::Input`] that names the file and the key or tensor, also for variants that are more than
-/// `scale · B · A` (DoRA, trained biases, embeddings, whole modules, …) and for pickled factors.
+/// `scale · B · A` (DoRA, trained biases, embeddings, whole modules, …), for factors that PEFT would leave out or that change
+/// nothing, and for pickled ones.
 pub fn load(dir: &Path) -> Result<AdapterSet> {
     let (config_path, weights_path) = (dir.join(CONFIG), dir.join(WEIGHTS));
     if !config_path.is_file() {
@@ -167,15 +180,22 @@ pub fn load(dir: &Path) -> Result<AdapterSet> {
     }
     let config = files::read(&config_path, files::MAX_DESCRIPTION)?;
     let weights = files::read(&weights_path, MAX_WEIGHTS)?;
-    let scales = Scales::parse(&config_path, &config)?;
-    pair(&weights_path, &weights)?
+    let config = RawConfig::parse(&config_path, &config)?;
+    let (scales, targets) = (Scales::of(&config_path, &config)?, Targets::parse(&config_path, &config.rest)?);
+    let set: AdapterSet = pair(&weights_path, &weights)?
         .into_iter()
         .map(|(module, (a, b))| {
-            let scale = scales.of(&config_path, &module, a.nrows())?;
+            targets.check(&config_path, &module, &format!("{PREFIX}{module}{LORA_A}"))?;
+            let scale = scales.of_module(&config_path, &module, a.nrows())?;
             let adapter = Adapter::new(a, b, scale).map_err(|error| named(error, &weights_path, &module))?;
             Ok((format!("{module}{WEIGHT}"), adapter))
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    if set.iter().all(|(_, adapter)| adapter.scale == 0.0) {
+        return Err(Error::file(&config_path, "`lora_alpha`: expected a number other than 0, got 0 for every module")
+            .hint("the adapter changes nothing"));
+    }
+    Ok(set)
 }
 
 fn named(error: Error, path: &Path, module: &str) -> Error {
@@ -195,12 +215,7 @@ struct Scales {
 }
 
 impl Scales {
-    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let raw: RawConfig = serde_json::from_slice(bytes).map_err(|error| Error::file(path, error.to_string()))?;
-        if raw.peft_type != "LORA" {
-            return Err(Error::file(path, format!("`peft_type`: expected LORA, got {}", raw.peft_type)));
-        }
-        refuse_variants(path, &raw)?;
+    fn of(path: &Path, raw: &RawConfig) -> Result<Self> {
         Ok(Self {
             rank: raw.r,
             alpha: raw.lora_alpha,
@@ -210,7 +225,7 @@ impl Scales {
         })
     }
 
-    fn of(&self, path: &Path, module: &str, rank: usize) -> Result<f32> {
+    fn of_module(&self, path: &Path, module: &str, rank: usize) -> Result<f32> {
         let find = |patterns: &[(Regex, f64)]| patterns.iter().find(|(key, _)| key.is_match(module)).map(|(_, v)| *v);
         let stated = find(&self.ranks).unwrap_or(self.rank as f64);
         if stated != rank as f64 {
