@@ -197,6 +197,24 @@ fn nothing_is_merged_into_a_model_s_folder() {
 }
 
 #[test]
+fn neither_a_key_nor_a_recipe_is_made_in_a_model_s_folder() {
+    let world = World::new();
+    let before = files(&world);
+    fs::create_dir(world.model().join("keys")).unwrap();
+    for (arguments, words) in [
+        (&["keygen", "--out", "model/k.pem"][..], "keep the key elsewhere"),
+        (&["keygen", "--out", "model/keys/../keys/k.pem"], "keep the key elsewhere"),
+        (&["recipe", "new", "model", "--out", "model/my.yaml"], "choose another folder"),
+        (&["recipe", "new", "--out", "model/keys/my.yaml"], "choose another folder"),
+    ] {
+        let (code, text) = ran(&world, arguments);
+        assert!(code == 3 && text.contains("expected a place outside of a model's folder"), "{arguments:?}: {text}");
+        assert!(text.contains(words) && text.contains(arguments.last().unwrap()), "{arguments:?}: {text}");
+        assert_eq!(files(&world), before, "{arguments:?}");
+    }
+}
+
+#[test]
 fn prompts_that_are_not_there_are_said_with_a_way_out() {
     let world = World::new();
     let (code, text) = ran(&world, &["recipe", "check", "recipe.yaml", "--set", "data.prompts=train.jsonl"]);

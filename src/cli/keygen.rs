@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::attack::outside_of_models;
 use super::passphrase::{self, Passphrase};
 use super::render::Screen;
 use crate::sign::{Curve, SigningKey};
@@ -56,6 +57,8 @@ impl From<CurveName> for Curve {
 
 /// Runs the command.
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
+    outside_of_models(&args.out)
+        .map_err(|error| error.hint("what lies in that folder is published with the model; keep the key elsewhere"))?;
     let mut passphrase = args.passphrase.given()?;
     if args.encrypt && passphrase.is_none() {
         if !passphrase::at_terminal() {

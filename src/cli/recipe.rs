@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::arguments;
+use super::attack::outside_of_models;
 use super::render::Screen;
 use crate::checkpoint::Config;
 use crate::checkpoint::staging::write_new;
@@ -69,6 +70,7 @@ enum Command {
 pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     match &args.command {
         Command::New { model, family, out } => {
+            out.as_deref().map(outside_of_models).transpose()?;
             let text = match model {
                 Some(model) => fitted_to(model, screen)?,
                 None => {
