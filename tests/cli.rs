@@ -277,6 +277,10 @@ fn a_recipe_is_fitted_to_a_model() {
     let text = fs::read_to_string(&file).unwrap();
     assert!(text.contains("name: gemma3\n") && text.contains("layers: [\"0-2\"]"), "{text}");
     assert_eq!(ran(&["recipe", "check", file.to_str().unwrap()]).code, 0);
+    // A small Llama of one's own is not the bundled model, whose recipe it gets.
+    let own = ran(&["recipe", "new", World::new().model().to_str().unwrap()]).out;
+    assert!(own.contains("name: demo\n") && !own.contains("model: builtin:tiny-chat"), "{own}");
+    assert!(ran(&["recipe", "new", "builtin:tiny-chat"]).out.contains("\nmodel: builtin:tiny-chat\n"));
 }
 
 #[test]

@@ -12,8 +12,8 @@ use crate::checkpoint::Config;
 use crate::checkpoint::staging::write_new;
 use crate::model::families;
 use crate::pipeline::harden::check_targets;
-use crate::pipeline::{locate, prompts_of};
-use crate::recipe::fit::fitted;
+use crate::pipeline::{bundled, locate, prompts_of};
+use crate::recipe::fit::{fitted, for_another};
 use crate::recipe::{EMBEDDED, RawRecipe, Recipe};
 use crate::report::Report;
 use crate::{Error, Result};
@@ -114,7 +114,8 @@ fn fitted_to(model: &str, screen: &Screen) -> Result<String> {
     let blueprint = families::blueprint(&config)?;
     let parameters = blueprint.parameters() as u64;
     let chosen = Recipe::for_model(&config.model_type, Some(parameters));
-    chosen.and_then(|recipe| fitted(&recipe.name, blueprint.n_layers, parameters)).ok_or_else(|| {
+    let text = chosen.and_then(|recipe| fitted(&recipe.name, blueprint.n_layers, parameters)).ok_or_else(|| {
         Error::input(&located.source, format!("no recipe in this build is made for `{}`", config.model_type))
-    })
+    })?;
+    Ok(if located.source == bundled::REFERENCE { text } else { for_another(&text) })
 }

@@ -60,6 +60,13 @@ pub fn fitted(name: &str, n_layers: usize, parameters: u64) -> Option<String> {
     Some(fitted)
 }
 
+/// A recipe's text for a model other than the bundled one, which `demo` names: the model is given on the command line.
+#[must_use]
+pub fn for_another(text: &str) -> String {
+    let own = |line: &&str| line.starts_with("model:") || line.starts_with("# Hardens the bundled model");
+    text.lines().filter(|line| !own(line)).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// `1.5 billion` or `135 million`.
 fn shown(parameters: u64) -> String {
     let millions = parameters as f64 / 1e6;
@@ -102,6 +109,18 @@ mod tests {
             assert_eq!(cost(name, 135_000_000), (32, (600, 8, 12)), "{name}");
             assert_eq!(cost(name, 1_500_000_000), (16, (400, 4, 6)), "{name}");
             assert_eq!(cost(name, 8_000_000_000), (8, (300, 2, 4)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_bundled_model_s_recipe_names_it() {
+        let text = fitted("demo", 2, 100_000).unwrap();
+        assert!(text.contains("\nmodel: builtin:tiny-chat\n") && text.contains("the bundled model"), "{text}");
+        let other = for_another(&text);
+        assert_eq!(Recipe::parse(&other, Path::new("other.yaml")).unwrap().model, None);
+        assert!(!other.contains("the bundled model") && text.lines().count() == other.lines().count() + 2, "{other}");
+        for (name, text) in EMBEDDED.iter().filter(|(name, _)| *name != "demo") {
+            assert_eq!(for_another(text), **text, "{name}");
         }
     }
 
