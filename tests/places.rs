@@ -93,6 +93,17 @@ fn answers_to_interrupt_are_looked_for_before_anything_is_measured() {
 }
 
 #[test]
+fn a_rank_above_the_model_s_widths_is_refused_before_any_work() {
+    let world = World::new();
+    for key in ["stages.0.rank", "stages.0.attack_rank", "suite.attacks.0.rank"] {
+        let (set, words) = (format!("{key}=100"), format!("{key}: expected a rank of "));
+        refused(&world, &["--set", &set], &[&words, "up to 16", "got 100"]);
+    }
+    let (code, text) = ran(&world, &["verify", "model", "--policy", "recipe.yaml", "--set", "suite.attacks.0.rank=17"]);
+    assert!(code == 3 && text.contains("suite.attacks.0.rank: expected a rank of `noreft` up to 16"), "{text}");
+}
+
+#[test]
 fn a_run_folder_is_apart_from_the_output() {
     let world = World::new();
     for (out, run) in [("o", "o/run"), ("o", "o"), ("r/adapters", "r"), ("o", "none/../o/run")] {

@@ -6,10 +6,11 @@ use super::arguments::{self, Compute};
 use super::interrupt::stop_on_ctrl_c;
 use super::passphrase::Key;
 use super::render::Screen;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Config};
 use crate::model::families;
 use crate::pipeline::harden::{check_places, locate_for};
 use crate::pipeline::plan::{Plan, plan};
+use crate::pipeline::rank::check_ranks;
 use crate::pipeline::{Located, Outcome, Part, Request, Stop, harden, harden_part, locate};
 use crate::recipe::Recipe;
 use crate::report::wording::blocks;
@@ -103,6 +104,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     check_places(&request, args.shard, &located.dir)?;
     args.key.refuse_within(&located.dir)?;
     let plan = plan(&recipe, request.model.as_deref(), &request.machine, screen)?;
+    check_ranks(&recipe.stages, &recipe.suite, &families::blueprint(&Config::read(&located.dir)?)?)?;
     if args.dry_run {
         if screen.json() {
             screen.value(&plan)

@@ -14,6 +14,7 @@ use super::metrics::{Cast, Metrics};
 use super::model::{EVIDENCE, Located, Model, locate};
 pub use super::needs::check_targets;
 use super::publish::{publish, recipe_text};
+use super::rank::check_ranks;
 use super::stage::StageData;
 use super::train::{Part, Training};
 use super::verify::Trial;
@@ -279,6 +280,7 @@ impl Opened {
         let base = Model::load(located, &request.machine, demand, observer)?;
         check_match(recipe, &base.checkpoint.config().model_type, base.decoder.blueprint().parameters())?;
         let stages = stage_layers(recipe, base.decoder.n_layers())?;
+        check_ranks(&recipe.stages, &recipe.suite, base.decoder.blueprint())?;
         check_targets(&recipe.stages, &recipe.suite, &data)?;
         let system = recipe.data.system.as_deref();
         let corpus = Corpus { set: &data, encoder: &base.encoder, system, seed: recipe.seed };

@@ -27,6 +27,7 @@ pub mod plan;
 pub mod policy;
 pub mod pool;
 pub mod publish;
+pub mod rank;
 pub mod stage;
 pub mod suite;
 pub mod switch;

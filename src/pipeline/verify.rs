@@ -13,6 +13,7 @@ use super::examiner::{Counts, Examiner};
 use super::model::Model;
 use super::needs::check_cells;
 use super::publish::published;
+use super::rank::check_ranks;
 use super::suite::{BaseCells, Grid, Selection, measure_base, measure_hardened};
 use super::window::Window;
 use crate::checkpoint::{Checkpoint, diff, diff::Change};
@@ -111,8 +112,9 @@ impl<'a> Trial<'a> {
     /// The chosen cells on a model of that shape; `with_base` as in [`Grid::select`].
     ///
     /// # Errors
-    /// As [`Grid::new`].
+    /// As [`Grid::new`] and [`check_ranks`].
     pub fn grid(&self, blueprint: &Blueprint, with_base: bool) -> Result<Grid> {
+        check_ranks(&[], self.suite, blueprint)?;
         Ok(Grid::new(self.suite, blueprint.n_layers)?.select(&self.selection, with_base))
     }
 
