@@ -1,7 +1,8 @@
 //! Edits the YAML front matter of a model card in place: the keys it owns change, every other byte stays.
 //!
 //! Cards are written by people, with comments and an order of their own, so the YAML is edited line by line and never
-//! re-serialised. Front matter that is not a YAML map is left alone.
+//! re-serialised. Front matter that is not a YAML map is left alone. A byte order mark is left out: many readers see no front
+//! matter behind one.
 
 use serde_yaml::Value;
 
@@ -17,6 +18,7 @@ pub struct Front<'a> {
 /// The card with its front matter edited, or begun when there is none.
 pub fn edit(card: &str, front: Front<'_>) -> String {
     let newline = if card.contains("\r\n") { "\r\n" } else { "\n" };
+    let (given, card) = (card, card.strip_prefix('\u{feff}').unwrap_or(card));
     let Some((head, rest)) = split(card) else {
         let mut lines = vec![];
         write(&mut lines, front);
@@ -24,7 +26,7 @@ pub fn edit(card: &str, front: Front<'_>) -> String {
     };
     let known: Value = match serde_yaml::from_str(head) {
         Ok(value @ (Value::Mapping(_) | Value::Null)) => value,
-        _ => return card.to_owned(),
+        _ => return given.to_owned(),
     };
     let mut lines: Vec<String> = head.lines().map(str::to_owned).collect();
     if let Some(base) = front.base_model {
@@ -173,6 +175,16 @@ mod tests {
         let edited = edit("---\r\nlicense: mit\r\n---\r\nbody\r\n", FRONT);
         assert!(!edited.replace("\r\n", "").contains('\n'), "{edited:?}");
         assert!(edited.ends_with("---\r\nbody\r\n"));
+    }
+
+    #[test]
+    fn front_matter_behind_a_byte_order_mark_is_seen() {
+        for card in
+            ["---\nlicense: mit\nbase_model: other/base\n---\nbody\n", "---\r\ntags: chat\r\n---\r\nx", "# Model\n"]
+        {
+            assert_eq!(edit(&format!("\u{feff}{card}"), FRONT), edit(card, FRONT));
+        }
+        assert_eq!(edit("\u{feff}---\n- a\n---\nx", FRONT), "\u{feff}---\n- a\n---\nx", "left alone");
     }
 
     #[test]
