@@ -187,28 +187,6 @@ fn draw(logits: &[f32], place: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::{random_decoder, tiny};
-    use crate::model::Blueprint;
-
-    #[test]
-    fn an_answer_ends_with_the_window_whatever_is_answered_beside_it() {
-        let decoder = |max_positions| {
-            let blueprint = Blueprint { max_positions, ..tiny() };
-            random_decoder(blueprint, 0.5, Stream::new(0, "window"))
-        };
-        let prompts = [vec![1, 2, 3], vec![4, 5, 6, 7, 8, 9], (1..=8).collect(), vec![3]];
-        let options = |batch| Greedy { max_new_tokens: 20, stop: vec![], pad: 0, batch };
-        let whole = generate(&decoder(32), &prompts, &[], &options(4)).unwrap();
-        assert!(whole.iter().all(|answer| answer.len() == 20), "there is room for all of it");
-        for batch in [4, 2, 1] {
-            let cut = generate(&decoder(8), &prompts, &[], &options(batch)).unwrap();
-            let lengths: Vec<usize> = cut.iter().map(Vec::len).collect();
-            assert_eq!(lengths, [6, 3, 1, 8], "the last token of each is not read");
-            assert!(whole.iter().zip(&cut).all(|(whole, cut)| whole.starts_with(cut)), "{whole:?} {cut:?}");
-        }
-        let error = generate(&decoder(8), &[vec![1; 9]], &[], &options(1)).unwrap_err().to_string();
-        assert!(error.contains("expected at most 8 tokens, got 9"), "{error}");
-    }
 
     #[test]
     fn tokens_are_drawn_as_often_as_they_are_likely() {

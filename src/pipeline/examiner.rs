@@ -11,8 +11,7 @@ use crate::model::Decoder;
 use crate::model::generate::{Greedy, generate};
 use crate::model::hooks::Intervention;
 use crate::model::prompt::PromptEncoder;
-use crate::report::cluster::design_effect;
-use crate::report::{self, sequential};
+use crate::report::{self, cluster, sequential};
 
 /// Id that fills padding; the decoder masks it, so its value has no influence.
 pub const PAD: u32 = 0;
@@ -85,7 +84,7 @@ pub struct Counts {
     pub designs: Designs,
 }
 
-/// How many times as much each rate varies as one of independent answers ([`design_effect`]), in thousandths rounded up: whole
+/// How many times as much each rate varies as one of independent answers ([`cluster`]), in thousandths rounded up: whole
 /// numbers, so that counts stay comparable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Designs {
@@ -136,7 +135,7 @@ impl Judgements {
         let is = |f: &dyn Fn(&Judged) -> bool| -> Vec<f64> { self.judged.iter().map(|j| f64::from(f(j))).collect() };
         let of = |f: &dyn Fn(&Judged) -> bool| {
             let values = is(f);
-            let design = design_effect(&values, &self.requests, &[0.0, 1.0]);
+            let design = cluster::of_rate(&values, &self.requests);
             (values.iter().sum::<f64>() as u64, (design * 1000.0).ceil() as u32)
         };
         let (successes, of_successes) = of(&Judged::attack_success);

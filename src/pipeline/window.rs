@@ -353,8 +353,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::attack::{random_decoder, tiny};
     use crate::data::builtin::vocabulary::write_tokenizer_files;
     use crate::data::{PromptSet, builtin};
+    use crate::math::seed::Stream;
+    use crate::model::generate::{Greedy, generate};
     use crate::model::prompt::PromptEncoder;
     use crate::pipeline::suite::Selection;
     use crate::recipe::Recipe;
@@ -452,5 +455,25 @@ mod tests {
         let cut = cut.unwrap();
         assert!(cut.starts_with("5 tokens of an answer") && cut.contains("leaves 2 of the 192"), "{cut}");
         assert_eq!(said(192, PLAIN, |_| ()).1, None);
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_window_whatever_is_answered_beside_it() {
+        let decoder = |max_positions| {
+            let blueprint = Blueprint { max_positions, ..tiny() };
+            random_decoder(blueprint, 0.5, Stream::new(0, "window"))
+        };
+        let prompts = [vec![1, 2, 3], vec![4, 5, 6, 7, 8, 9], (1..=8).collect(), vec![3]];
+        let options = |batch| Greedy { max_new_tokens: 20, stop: vec![], pad: 0, batch };
+        let whole = generate(&decoder(32), &prompts, &[], &options(4)).unwrap();
+        assert!(whole.iter().all(|answer| answer.len() == 20), "there is room for all of it");
+        for batch in [4, 2, 1] {
+            let cut = generate(&decoder(8), &prompts, &[], &options(batch)).unwrap();
+            let lengths: Vec<usize> = cut.iter().map(Vec::len).collect();
+            assert_eq!(lengths, [6, 3, 1, 8], "the last token of each is not read");
+            assert!(whole.iter().zip(&cut).all(|(whole, cut)| whole.starts_with(cut)), "{whole:?} {cut:?}");
+        }
+        let error = generate(&decoder(8), &[vec![1; 9]], &[], &options(1)).unwrap_err().to_string();
+        assert!(error.contains("expected at most 8 tokens, got 9"), "{error}");
     }
 }

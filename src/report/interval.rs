@@ -143,7 +143,7 @@ impl Rate {
     }
 
     /// As [`Rate::wilson`], at another normal quantile than that of 95%, and where the rate varies `design` times as much as one
-    /// of independent trials ([`design_effect`](super::cluster::design_effect)).
+    /// of independent trials ([`cluster`](super::cluster)).
     #[must_use]
     pub fn wilson_at(&self, z: f64, design: f64) -> (f64, f64) {
         if self.n == 0 {
