@@ -142,8 +142,6 @@ impl Training<'_> {
             self.recipe.suite.max_new_tokens,
             device::kind(self.base.decoder.device()),
             device::simd(),
-            // Merged weights, which stages attack, are summed in f32 in memory and in f64 over files.
-            format!("{:?}", self.base.placement.weights),
         ])
         .to_string();
         let numbered = self.recipe.stages.iter().zip(self.layers).enumerate();
