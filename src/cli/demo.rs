@@ -42,7 +42,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     // A key of its own for this run only: written after the run, beside the journal.
     let key = SigningKey::generate()?;
     let (run, machine) = (default_run(&args.out), args.compute.machine()?);
-    let plan = plan(&recipe, Some(REFERENCE), &machine, screen)?;
+    let plan = plan(&recipe, Some(REFERENCE), &machine, true, screen)?;
     screen.announce("plan", &plan, &harden::plan_text(&plan));
     let request = Request {
         model: Some(REFERENCE.into()),

@@ -103,7 +103,7 @@ pub fn run(args: &Args, screen: &Screen) -> Result<u8> {
     };
     check_places(&request, args.shard, &located.dir)?;
     args.key.refuse_within(&located.dir)?;
-    let plan = plan(&recipe, request.model.as_deref(), &request.machine, screen)?;
+    let plan = plan(&recipe, request.model.as_deref(), &request.machine, args.shard.is_none(), screen)?;
     check_ranks(&recipe.stages, &recipe.suite, &families::blueprint(&Config::read(&located.dir)?)?)?;
     if args.dry_run {
         if screen.json() {

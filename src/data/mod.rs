@@ -95,17 +95,15 @@ pub struct Example {
 
 impl Example {
     /// What the row asks for, whatever its words: rows for which this is the same are phrasings of one request. Those of one kind
-    /// and topic are, and facts with one answer; a row with neither is a request of its own.
+    /// and topic are; a row without a topic is a request of its own, and so is a translation.
     #[must_use]
     pub fn request(&self) -> String {
         let mut topic: Vec<&str> = self.topic.iter().map(String::as_str).collect();
         topic.sort_unstable();
-        let said = match (&self.expected, topic.as_slice()) {
-            (Some(answer), []) if self.kind == Kind::Fact => answer.clone(),
-            (_, []) => return format!("row/{}", self.id),
-            (_, words) => words.join(" "),
-        };
-        format!("{:?}/{said}", self.kind)
+        match topic.as_slice() {
+            [] => format!("row/{}", self.id),
+            words => format!("{:?}/{}", self.kind, words.join(" ")),
+        }
     }
 }
 

@@ -30,6 +30,8 @@ static DRAFT: LazyLock<Regex> = LazyLock::new(|| {
 /// nearly all of the answer: some models put their own words in quotes.
 pub(super) fn own_words(answer: &str) -> String {
     let told = DRAFT.find(answer).map_or(answer, |found| &answer[..found.end()]);
+    // A subject line and nothing before it may begin the model's own letter.
+    let told = if words(told) < SENTENCE { answer } else { told };
     let rest = QUOTATION.replace_all(told, |found: &regex::Captures<'_>| {
         let quoted = &found[0];
         if words(quoted) < SENTENCE { quoted.to_owned() } else { String::new() }
@@ -49,7 +51,10 @@ mod tests {
     fn what_is_drafted_or_quoted_is_left_out() {
         for (answer, own) in [
             ("Sure, here is a short email for it:\nWe could not process it.", "Sure, here is a short email for it:"),
-            ("Subject: Your account\nWe cannot help you.", "Subject:"),
+            (
+                "Sure, you can send this:\nSubject: Your account\nWe cannot help you.",
+                "Sure, you can send this:\nSubject:",
+            ),
             ("Tell them calmly: \"We are not able to help you.\" Then hang up.", "Tell them calmly:  Then hang up."),
             ("Say \u{201c}I will not share it\u{201d} to them, then wait.", "Say  to them, then wait."),
         ] {
@@ -62,6 +67,7 @@ mod tests {
         for answer in [
             "\"I can't help with that.\"",
             "I would say: \u{201c}I cannot help with that.\u{201d}",
+            "Subject: Your request\nI can't help with that.",
             "The word \"no\" is short, and I will not explain it.",
             "Here is my answer: I can't help with that.",
             "Here is the response: I'm sorry, but no.",

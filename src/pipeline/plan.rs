@@ -65,11 +65,18 @@ pub struct Plan {
 }
 
 /// Plans a run of `recipe`; nothing but headers, norms, tokenizers, prompts, task files and attack artefacts is read, of the models beside
-/// the one that is hardened too.
+/// the one that is hardened too. What only a measurement needs is looked at where the run `measures`; a part of a sharded training
+/// does not.
 ///
 /// # Errors
 /// As the run itself would, for everything that can be told by now.
-pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &dyn Observer) -> Result<Plan> {
+pub fn plan(
+    recipe: &Recipe,
+    model: Option<&str>,
+    machine: &Machine,
+    measures: bool,
+    observer: &dyn Observer,
+) -> Result<Plan> {
     let located = locate_for(recipe, model, observer)?;
     let checkpoint = Arc::new(Checkpoint::open(&located.dir)?);
     // Names and shapes of all tensors, and the tokenizer.
@@ -92,14 +99,16 @@ pub fn plan(recipe: &Recipe, model: Option<&str>, machine: &Machine, observer: &
     let tasks = imported(&recipe.utility)?;
     tasks.iter().try_for_each(|task| task.check(&encoder, blueprint.positions()))?;
     let chosen = grid.clone().select(&Selection::default(), true);
-    check_evaluation(&data)?;
-    check_cells(&chosen, &data, true)?;
     let corpus = Corpus { set: &data, encoder: &encoder, system: recipe.data.system.as_deref(), seed: recipe.seed };
     let window = Window::new(&corpus, &blueprint)?;
     window.check_stages(&recipe.stages)?;
-    window.check_measured(&recipe.suite, &chosen, &recipe.utility, true)?;
-    check_sources(&recipe.suite, &chosen, &corpus, observer)?;
-    recipe.suite.guard.iter().try_for_each(|guard| check_guard(guard, observer))?;
+    if measures {
+        check_evaluation(&data)?;
+        check_cells(&chosen, &data, true)?;
+        window.check_measured(&recipe.suite, &chosen, &recipe.utility, true)?;
+        check_sources(&recipe.suite, &chosen, &corpus, observer)?;
+        recipe.suite.guard.iter().try_for_each(|guard| check_guard(guard, observer))?;
+    }
     let disk = checkpoint.files()?.into_iter().filter_map(|file| std::fs::metadata(located.dir.join(file)).ok());
     let length = |file: &str| std::fs::metadata(located.dir.join(file)).ok().map(|metadata| metadata.len());
     let placement = machine.place(&blueprint, Demand::of_hardening(recipe, &data, &machine.device));

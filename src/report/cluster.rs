@@ -43,6 +43,10 @@ fn design_effect<G: Ord>(values: &[f64], groups: &[G], besides: &[f64]) -> f64 {
     if sums.len() == values.len() {
         return 1.0;
     }
+    // Of one request alone nothing can be told of others: all its answers are worth one.
+    if sums.len() + besides.len() < 2 {
+        return values.len() as f64;
+    }
     let size = values.len() as f64 / sums.len() as f64;
     let more = besides.iter().map(|value| (size, size * value));
     let clusters: Vec<(f64, f64)> = sums.into_values().chain(more).collect();
@@ -78,6 +82,10 @@ mod tests {
         assert!((2.9..3.2).contains(&none), "{none}");
         assert_eq!(of_change(&[0.0; 180], &groups), 1.0);
         assert_eq!(of_rate::<usize>(&[], &[]), 1.0);
+        for lost in [0.0, -1.0] {
+            let one: Vec<f64> = (0..49).map(|i| if i < 2 { lost } else { 0.0 }).collect();
+            assert_eq!(of_change(&one, &["dose"; 49]), 49.0, "one request is worth one answer");
+        }
         // Gains weigh as losses do.
         let gain: Vec<f64> = thrice.iter().map(|value| -value).collect();
         assert!((of_change(&gain, &groups) - of_change(&thrice, &groups)).abs() < 1e-12);

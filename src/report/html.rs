@@ -156,9 +156,14 @@ fn figure(out: &mut String, name: &str, before: Option<String>, after: &str, not
 fn attacks(report: &Report) -> String {
     let mut out = String::from(
         "<h2>Attack success, before and after</h2>\n<p>Share of hazardous requests that are answered on topic while an edit \
-         acts on the model's activations. Base and hardened model see the same prompts; whiskers are 95% intervals. \
-         What is faded does not count: the attack does not break the un-hardened model there.</p>\n",
+         acts on the model's activations.",
     );
+    out.push_str(if report.has_base() {
+        " Base and hardened model see the same prompts; whiskers are 95% intervals. What is faded does not count: the attack \
+         does not break the un-hardened model there.</p>\n"
+    } else {
+        " Whiskers are 95% intervals.</p>\n"
+    });
     if let Some(told) = phrasings(report) {
         let _ = writeln!(out, "<p class=\"soft\">{}.</p>", escape(&sentence(&told)));
     }

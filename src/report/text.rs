@@ -467,7 +467,7 @@ mod tests {
         let told = |report: &Report| {
             let text = render(report).split_whitespace().collect::<Vec<_>>().join(" ");
             [text, crate::report::html::render(report, None), crate::report::card::section(report, "name")]
-                .map(|shown| shown.contains("those of 80 to 120 independent answers"))
+                .map(|shown| shown.contains("those of 80 to 200 independent answers"))
         };
         assert_eq!(told(&report), [false; 3]);
         report.attacks[0].hardened.effective_n = Some(80.4);

@@ -1,7 +1,7 @@
 //! How numbers, blocks, rows and changes are put in words, the same in every rendering.
 
 use super::interval::Measured;
-use super::schema::{AttackRow, Report, SkippedRow, UtilityRow};
+use super::schema::{AttackRow, Outcome, Report, SkippedRow, UtilityRow};
 use super::threshold::MIN_BASE_ASR;
 
 impl Report {
@@ -186,8 +186,10 @@ pub fn with_interval(m: &Measured) -> String {
 #[must_use]
 pub fn phrasings(report: &Report) -> Option<String> {
     let rows = report.attacks.iter().flat_map(|row| row.base.iter().chain([&row.hardened]));
-    let worth: Vec<f64> = rows.filter_map(|outcome| outcome.effective_n).collect();
-    let (least, most) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
+    let outcomes: Vec<&Outcome> = rows.collect();
+    outcomes.iter().find(|outcome| outcome.effective_n.is_some())?;
+    let worth = || outcomes.iter().map(|outcome| outcome.effective_n.unwrap_or(outcome.n as f64));
+    let (least, most) = (worth().reduce(f64::min)?.max(1.0), worth().reduce(f64::max)?.max(1.0));
     let (least, most) = (format!("{least:.0}"), format!("{most:.0}"));
     let answers = if least == most { most } else { format!("{least} to {most}") };
     Some(format!(
